@@ -1,0 +1,111 @@
+"""Tensors as safetensors files, streamed: no second copy of the weights in memory.
+
+The format (huggingface/safetensors): 8 bytes of header length, a JSON header of name -> dtype,
+shape, offsets, then the raw bytes without gaps. Wide dtypes come first, so that all are aligned.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import safe_open
+
+from moebius.checkpoint.files import CHUNK_BYTES
+from moebius.checkpoint.manifest import CheckpointError
+
+MAX_FILE_BYTES = 2 << 30
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@final
+@dataclass(frozen=True)
+class TensorFile:
+    """One file to be written: its name and its tensors in the order of their bytes."""
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+
+    def header(self) -> bytes:
+        """The length and the JSON that precede the tensors' bytes."""
+        entries: dict[str, Any] = {}
+        offset = 0
+        for name, dtype, shape in self.describe():
+            end = offset + self.tensors[name].nbytes
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(entries).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def describe(self) -> list[tuple[str, str, list[int]]]:
+        """Name, dtype and shape of each tensor."""
+        return [(name, _DTYPES[x.dtype], list(x.shape)) for name, x in self.tensors.items()]
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The file's bytes, piece by piece; one tensor at a time is copied, and only if need be."""
+        yield self.header()
+        for x in self.tensors.values():
+            flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            raw = flat.numpy().data
+            for start in range(0, len(raw), CHUNK_BYTES):
+                yield raw[start : start + CHUNK_BYTES]
+
+    def num_bytes(self) -> int:
+        """The size of the file."""
+        return len(self.header()) + sum(x.nbytes for x in self.tensors.values())
+
+
+def plan_files(tensors: Mapping[str, torch.Tensor]) -> list[TensorFile]:
+    """Split tensors over files of at most `MAX_FILE_BYTES` (a larger tensor gets its own)."""
+    for name, x in tensors.items():
+        _check(name, x)
+    groups: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+        if groups[-1] and size + tensors[name].nbytes > MAX_FILE_BYTES:
+            groups.append({})
+            size = 0
+        groups[-1][name] = tensors[name]
+        size += tensors[name].nbytes
+    if len(groups) == 1:
+        return [TensorFile("tensors.safetensors", groups[0])]
+    numbered = enumerate(groups, start=1)
+    return [TensorFile(f"tensors-{i:05d}.safetensors", group) for i, group in numbered]
+
+
+def _check(name: str, x: torch.Tensor) -> None:
+    if name == "__metadata__":
+        raise CheckpointError("no tensor can be named '__metadata__'; safetensors reserves it")
+    if x.dtype not in _DTYPES:
+        raise CheckpointError(f"tensor {name!r}: safetensors has no {x.dtype}; store a view of it")
+    if x.layout != torch.strided or x.is_meta:
+        raise CheckpointError(
+            f"tensor {name!r} has no plain bytes to save ({x.layout}, {x.device})"
+        )
+
+
+def describe_file(path: Path) -> list[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of each tensor that a written file holds."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return [(name, x.get_dtype(), list(x.get_shape())) for name, x in slices.items()]
