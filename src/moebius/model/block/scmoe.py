@@ -1,0 +1,71 @@
+"""LongCat-Flash's shortcut-connected MoE layer (2.2, fig. 2): two attentions, two dense FFNs, one MoE.
+
+The MoE reads the normed state after the first attention, the same tensor as the first dense FFN, and
+its output joins at the END of the layer: everything between can run beside the MoE's communication.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from moebius.model.block import Block, BlockConfig, BlockOutput, States
+from moebius.model.context import Context
+from moebius.model.ffn import FeedForwardConfig
+from moebius.model.mixers import Mixer, MixerConfig
+from moebius.model.part import Norm, Site
+
+
+@dataclasses.dataclass(frozen=True)
+class ScMoE(BlockConfig):
+    """`mixer` and `dense` are used twice, with weights of their own; `moe` once."""
+
+    mixer: MixerConfig
+    dense: FeedForwardConfig
+    moe: FeedForwardConfig
+
+    @property
+    def num_writes(self) -> int:
+        return 5
+
+    def build(self, site: Site) -> Block:
+        return _ScMoE(self, site)
+
+
+class _ScMoE(Block):
+    def __init__(self, config: ScMoE, site: Site) -> None:
+        super().__init__()
+        self.mixer_norm_0 = Norm(site.width, site.eps)
+        self.mixer_0 = config.mixer.build(site)
+        self.ffn_norm_0 = Norm(site.width, site.eps)
+        self.moe = config.moe.build(site)
+        self.dense_0 = config.dense.build(site)
+        self.mixer_norm_1 = Norm(site.width, site.eps)
+        self.mixer_1 = config.mixer.build(site)
+        self.ffn_norm_1 = Norm(site.width, site.eps)
+        self.dense_1 = config.dense.build(site)
+
+    def mixers(self) -> tuple[Mixer, ...]:
+        return (self.mixer_0, self.mixer_1)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        ctx: Context,
+        states: States | None,
+        borrowed: Mapping[str, Tensor],
+    ) -> BlockOutput:
+        state_0, state_1 = (None, None) if states is None else states
+        mixed_BTD, state_0, lent_0 = self.mixer_0(self.mixer_norm_0(x_BTD), ctx, state_0, borrowed)
+        a_BTD = x_BTD + mixed_BTD
+        h_BTD = self.ffn_norm_0(a_BTD)
+        pending = self.moe.begin(h_BTD, ctx)
+        a_BTD = a_BTD + self.dense_0(h_BTD, ctx)[0]
+        seen = {**borrowed, **lent_0}
+        mixed_BTD, state_1, lent_1 = self.mixer_1(self.mixer_norm_1(a_BTD), ctx, state_1, seen)
+        a_BTD = a_BTD + mixed_BTD
+        a_BTD = a_BTD + self.dense_1(self.ffn_norm_1(a_BTD), ctx)[0]
+        moe_BTD, stats = self.moe.finish(pending)
+        new_states = None if state_0 is None or state_1 is None else (state_0, state_1)
+        lent = {**lent_0, **lent_1}
+        return BlockOutput(a_BTD + moe_BTD, new_states, lent, () if stats is None else (stats,))

@@ -1,0 +1,25 @@
+"""The load-balance loss of Switch Transformer (2101.03961, eq. 4), generalised to top-k.
+
+Every router output is its own group with the same target. Scope `global` is the loss on the global
+batch; scope `sequence` with normalised scores is DeepSeek-V3's sequence-wise loss (eq. 17-20).
+"""
+
+import dataclasses
+
+import torch
+
+from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
+from moebius.model.ffn.balance.load import LoadLoss, Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class SwitchLoss(BalanceConfig):
+    """The loss is `coefficient` at uniform load."""
+
+    coefficient: float = 1e-3
+    scope: Scope = "global"
+
+    def build(self, layout: Layout) -> BalanceRule:
+        slices = [slice(expert, expert + 1) for expert in range(layout.num_outputs)]
+        target = torch.full((layout.num_outputs,), layout.top_k / layout.num_outputs)
+        return LoadLoss(self.coefficient, self.scope, slices, target)

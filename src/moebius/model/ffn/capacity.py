@@ -1,0 +1,89 @@
+"""Expert capacity with dropping or Hunyuan-Large's recycle routing (2411.02265, 2.2); training only.
+
+An FFN expert takes ceil(factor * tokens * FFN experts per token / experts) assignments of its scope,
+the first in token order. What overflows is dropped, or recycled: sent to a uniformly random free slot,
+weighted by the token's own score of the expert it lands on. Scope `sequence` is seeded by step, layer
+and the sequence's global index, so it does not change with the micro-batch split; `micro_batch` by
+the first of them. Letters: M tokens of one scope, S selected, E router outputs.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moebius.model.context import Context
+from moebius.model.ffn.balance import Layout
+from moebius.model.ffn.routers import Route
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """`factor` times the mean load is what an expert takes."""
+
+    factor: float = 1.25
+    overflow: Literal["drop", "recycle"] = "drop"
+    scope: Literal["sequence", "micro_batch"] = "sequence"
+
+    def limit(self, num_tokens: int, layout: Layout) -> int:
+        """Assignments that one FFN expert takes from `num_tokens` tokens."""
+        return math.ceil(self.factor * num_tokens * layout.ffn_per_token / layout.num_ffn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A routing that fits: dropped assignments have index E (past all outputs) and weight 0."""
+
+    index_NS: Tensor
+    weight_NS: Tensor
+    num_dropped: Tensor
+    num_recycled: Tensor
+
+
+def fit(capacity: Capacity, layout: Layout, route: Route, ctx: Context, layer: int) -> Fitted:
+    """Apply a capacity to a routing, scope by scope."""
+    batch, length = ctx.valid_BT.shape
+    size = length if capacity.scope == "sequence" else batch * length
+    index_XMS = route.index_NS.unflatten(0, (-1, size)).clone()
+    valid_XM = ctx.valid_BT.flatten().unflatten(0, (-1, size))
+    step = int(ctx.step)
+    dropped = recycled = 0
+    for i, (index_MS, valid_M) in enumerate(zip(index_XMS, valid_XM, strict=True)):
+        seed = (step * 1_000_003 + layer) * 1_000_003 + int(ctx.sequence_B[i])
+        lost, moved = _fit_scope(capacity, layout, index_MS, valid_M, seed)
+        dropped, recycled = dropped + lost, recycled + moved
+    index_NS = index_XMS.flatten(0, 1)
+    kept_NS = index_NS < layout.num_outputs
+    weight_NS = route.score_NE.gather(-1, index_NS.clamp(max=layout.num_outputs - 1)) * kept_NS
+    # An assignment that stayed keeps the weight its router gave it (renormalised or not).
+    weight_NS = torch.where(index_NS == route.index_NS, route.weight_NS, weight_NS)
+    counts = torch.tensor([dropped, recycled], device=index_NS.device)
+    return Fitted(index_NS, weight_NS, counts[0], counts[1])
+
+
+def _fit_scope(
+    capacity: Capacity, layout: Layout, index_MS: Tensor, valid_M: Tensor, seed: int
+) -> tuple[int, int]:
+    """Edit one scope's indices in place; (dropped, recycled)."""
+    limit = capacity.limit(int(valid_M.sum()), layout)
+    flat = index_MS.view(-1)
+    wanted = torch.where(valid_M[:, None], index_MS, layout.num_outputs).reshape(-1)
+    one_hot = torch.nn.functional.one_hot(wanted, layout.num_outputs + 1)[:, : layout.num_ffn]
+    position = (one_hot.cumsum(0) * one_hot).sum(-1)  # 1-based among its expert's; 0: not an FFN
+    over = (position > limit).nonzero()[:, 0]
+    flat[over] = layout.num_outputs
+    if capacity.overflow == "drop" or len(over) == 0:
+        return len(over), 0
+    free_E = (limit - one_hot.sum(0)).clamp(min=0)
+    slots = torch.arange(layout.num_ffn, device=flat.device).repeat_interleave(free_E)
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    order = torch.randperm(len(slots), generator=generator).to(flat.device)
+    slots = slots[order][: len(over)]
+    moved = over[: len(slots)]
+    # A token never holds one expert twice: such a landing is dropped instead.
+    held = (index_MS[moved // index_MS.shape[1]] == slots[:, None]).any(-1)
+    flat[moved[~held]] = slots[~held]
+    num_moved = int((~held).sum())
+    return len(over) - num_moved, num_moved

@@ -1,0 +1,35 @@
+"""Dense SwiGLU feed-forward (Shazeer 2020), as in Llama 3. Letters: D width, F hidden width."""
+
+import dataclasses
+
+from torch import Tensor
+
+from moebius.model.context import Context
+from moebius.model.ffn import FeedForward, FeedForwardConfig, Pending, RouteStats
+from moebius.model.part import Site
+from moebius.model.weight import Weight
+from moebius.ops.linear import linear, swiglu
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(FeedForwardConfig):
+    """One SwiGLU of hidden width `hidden`."""
+
+    hidden: int
+
+    def build(self, site: Site) -> FeedForward:
+        return _Dense(self, site)
+
+
+class _Dense(FeedForward):
+    def __init__(self, config: Dense, site: Site) -> None:
+        super().__init__()
+        gate_up, down = (2 * config.hidden, site.width), (site.width, config.hidden)
+        self.w_gate_up = Weight(gate_up, "matrix", std=site.into(site.width), blocks=2)
+        self.w_down = Weight(down, "matrix", std=site.back(config.hidden))
+
+    def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
+        return Pending(h_BTD, ctx)
+
+    def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
+        return linear(swiglu(linear(pending.h_BTD, self.w_gate_up)), self.w_down), None

@@ -1,0 +1,145 @@
+"""Mixture of experts: router + balance rules + experts, shared experts and zero experts.
+
+Zero-computation experts (LongCat-Flash 2.1) return their input, weighted and scaled like the others;
+they are the last router outputs. The routed sum is multiplied by `scaling` and, where a dense FFN was
+split into m finer experts, by LongCat's variance compensation m (2.3.2, eq. 8); shared experts are
+not. Letters: N tokens, D width, F expert width, E experts, S selected.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from moebius.model.context import Context
+from moebius.model.ffn import FeedForward, FeedForwardConfig, Pending, RouteStats
+from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
+from moebius.model.ffn.capacity import Capacity, fit
+from moebius.model.ffn.routers import Route, RouterConfig
+from moebius.model.ffn.routers.softmax import Softmax
+from moebius.model.part import Site
+from moebius.model.weight import Weight
+from moebius.monitor.tap import tap
+from moebius.ops.experts import experts
+from moebius.ops.inject import inject
+from moebius.ops.linear import linear, swiglu
+
+
+@dataclasses.dataclass(frozen=True)
+class MoE(FeedForwardConfig):
+    """`experts` SwiGLUs of width `expert_width`, of which (with zero experts) a token gets `top_k`."""
+
+    experts: int
+    expert_width: int
+    top_k: int
+    zero_experts: int = 0
+    # The budget: mean FFN experts per token; needs zero experts when below top_k.
+    ffn_per_token: float | None = None
+    shared_experts: int = 0
+    scaling: float = 1.0
+    # m of the variance compensation: how many of these experts a dense FFN was split into.
+    split: float = 1.0
+    router: RouterConfig = Softmax()
+    balance: tuple[BalanceConfig, ...] = ()
+    capacity: Capacity | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """What balance rules are told; ValueError where the budget does not fit."""
+        budget = float(self.top_k if self.ffn_per_token is None else self.ffn_per_token)
+        if not 0 < budget <= self.top_k:
+            raise ValueError(f"ffn_per_token ({budget}) must lie in 0..top_k ({self.top_k})")
+        if budget < self.top_k and self.zero_experts == 0:
+            raise ValueError("ffn_per_token below top_k needs zero_experts to take the rest")
+        if budget == self.top_k and self.zero_experts > 0:
+            raise ValueError("zero_experts need ffn_per_token below top_k, or nothing reaches them")
+        return Layout(self.experts, self.zero_experts, self.top_k, budget)
+
+    def build(self, site: Site) -> FeedForward:
+        return _MoE(self, site)
+
+
+class _MoE(FeedForward):
+    def __init__(self, config: MoE, site: Site) -> None:
+        super().__init__()
+        self.config, self.layout, self.layer = config, config.layout, site.layer
+        num_experts, hidden, width = config.experts, config.expert_width, site.width
+        self.router = config.router.build(site, self.layout.num_outputs, config.top_k)
+        self.rules = nn.ModuleList(rule.build(self.layout) for rule in config.balance)
+        gate_up, down = (num_experts, 2 * hidden, width), (num_experts, width, hidden)
+        self.w_gate_up_E2FD = Weight(gate_up, "expert", std=site.into(width), blocks=2)
+        self.w_down_EDF = Weight(down, "expert", std=site.back(hidden))
+        self.shared_gate_up = self.shared_down = None
+        if config.shared_experts:
+            shared = config.shared_experts * hidden
+            into, back = site.into(width), site.back(shared)
+            self.shared_gate_up = Weight((2 * shared, width), "matrix", std=into, blocks=2)
+            self.shared_down = Weight((width, shared), "matrix", std=back)
+        self.scale = config.scaling * config.split
+
+    def balance_rules(self) -> list[BalanceRule]:
+        """The rules, typed."""
+        return [rule for rule in self.rules if isinstance(rule, BalanceRule)]
+
+    def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
+        route: Route = self.router(h_BTD.flatten(0, 1), self.bias_E())
+        index_NS, weight_NS = route.index_NS, route.weight_NS
+        none = torch.zeros((), dtype=torch.int64, device=h_BTD.device)
+        dropped = recycled = none
+        if self.training and self.config.capacity is not None:
+            fitted = fit(self.config.capacity, self.layout, route, ctx, self.layer)
+            index_NS, weight_NS = fitted.index_NS, fitted.weight_NS
+            dropped, recycled = fitted.num_dropped, fitted.num_recycled
+        stats = self._stats(route, ctx, dropped, recycled)
+        weight_NS = weight_NS * self.scale
+        if torch.is_grad_enabled():
+            for rule in self.balance_rules():
+                loss = rule.loss(route, ctx)
+                weight_NS = weight_NS if loss is None else inject(weight_NS, loss)
+        return Pending(h_BTD, ctx, index_NS, weight_NS, stats)
+
+    def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
+        index_NS, weight_NS = pending.index_NS, pending.weight_NS
+        assert index_NS is not None and weight_NS is not None
+        x_ND = pending.h_BTD.flatten(0, 1)
+        y_ND = experts(x_ND, index_NS, weight_NS, self.w_gate_up_E2FD, self.w_down_EDF)
+        if self.layout.num_zero:
+            is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
+            zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)
+            y_ND = y_ND + zero_N1.to(x_ND.dtype) * x_ND
+        if self.shared_gate_up is not None and self.shared_down is not None:
+            y_ND = y_ND + linear(swiglu(linear(x_ND, self.shared_gate_up)), self.shared_down)
+        return y_ND.view_as(pending.h_BTD), pending.stats
+
+    def bias_E(self) -> Tensor:
+        """The sum of the rules' selection biases."""
+        bias_E = torch.zeros(self.layout.num_outputs, device=self.w_down_EDF.device)
+        for rule in self.balance_rules():
+            moved_E = rule.bias_E()
+            bias_E = bias_E if moved_E is None else bias_E + moved_E
+        return bias_E
+
+    @torch.no_grad()
+    def _stats(self, route: Route, ctx: Context, dropped: Tensor, recycled: Tensor) -> RouteStats:
+        valid_N = ctx.valid_BT.flatten()
+        outputs, top_k = self.layout.num_outputs, self.layout.top_k
+        counted_NS = torch.where(valid_N[:, None], route.index_NS, outputs)
+        ffn_N = (route.index_NS < self.layout.num_ffn).sum(-1)
+        tap("ffn_per_token", ffn_N)
+        hist_N = torch.where(valid_N, ffn_N, top_k + 1)
+        return RouteStats(
+            count_E=torch.bincount(counted_NS.flatten(), minlength=outputs + 1)[:outputs],
+            score_sum_E=(route.score_NE * valid_N[:, None]).sum(0),
+            hist_S=torch.bincount(hist_N, minlength=top_k + 2)[: top_k + 1],
+            num_tokens=valid_N.sum(),
+            num_dropped=dropped,
+            num_recycled=recycled,
+        )
+
+    def uses_per_token(self) -> dict[str, tuple[float, float, float]]:
+        layout = self.layout
+        least = 0.0 if layout.num_zero else float(layout.top_k)
+        most = float(min(layout.top_k, layout.num_ffn))
+        counts = (least, layout.ffn_per_token, most)
+        share = tuple(count / layout.num_ffn for count in counts)
+        return {"w_gate_up_E2FD": share, "w_down_EDF": share}  # pyright: ignore

@@ -1,0 +1,146 @@
+"""The language model: embedding, a pattern of blocks, head, and the ends a recipe adds.
+
+`forward` gives hidden states, `loss` the training loss, `logits` what a user wants. State, precision
+and recompute are arguments; nothing is written to the model. Letters: B T tokens, D width, V vocabulary.
+"""
+
+import dataclasses
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from moebius.model.block import Block, BlockConfig, BlockOutput, States
+from moebius.model.context import Context
+from moebius.model.ends import End, EndConfig
+from moebius.model.ends.head import Embedding, Head
+from moebius.model.ffn import RouteStats
+from moebius.model.part import Site
+from moebius.model.recompute import recompute_contexts
+from moebius.monitor.tap import scope, tap
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Width, pattern of layers (plain data: `3 * (local,) + (full,)`), ends."""
+
+    width: int
+    layers: tuple[BlockConfig, ...]
+    ends: tuple[EndConfig, ...] = ()
+    tied: bool = False
+    norm_eps: float = 1e-5
+
+    def build(self, vocab: int) -> "LM":
+        """The model over a vocabulary, its weights not yet initialised."""
+        return LM(self, vocab)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward gives: hidden states before the final norm, and what routers did."""
+
+    hidden_BTD: Tensor
+    states: tuple[States, ...] | None
+    # By layer; empty for layers without a router.
+    stats: tuple[tuple[RouteStats, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Cross-entropy summed over valid tokens (nats), sums of the ends, and what routers did."""
+
+    total: Tensor
+    sums: dict[str, Tensor]
+    stats: tuple[tuple[RouteStats, ...], ...]
+
+
+class LM(nn.Module):
+    """A decoder-only language model."""
+
+    def __init__(self, config: ModelConfig, vocab: int) -> None:
+        super().__init__()
+        if not config.layers:
+            raise ValueError("model.layers is empty; a model needs at least one layer")
+        self.config, self.vocab = config, vocab
+        num_writes = sum(layer.num_writes for layer in config.layers)
+        site = partial(Site, config.width, num_writes, eps=config.norm_eps)
+        self.embed = Embedding(vocab, config.width, config.tied)
+        self.layers = nn.ModuleList(
+            layer.build(site(layer=i)) for i, layer in enumerate(config.layers)
+        )
+        self.ends = nn.ModuleList(end.build(site(layer=len(self.layers))) for end in config.ends)
+        tied_to = self.embed.w_VD if config.tied else None
+        self.head = Head(vocab, config.width, config.norm_eps, tied_to)
+
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        ctx: Context,
+        states: tuple[States, ...] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
+    ) -> Output:
+        """Hidden states of tokens, computed in `dtype`; with states, tokens continue them."""
+        x_BTD = self.embed(tokens_BT, dtype)
+        lent: dict[str, Tensor] = {}
+        new_states: list[States] = []
+        stats: list[tuple[RouteStats, ...]] = []
+        for i, block in enumerate(self.blocks()):
+            with scope(f"layers/{i}"):
+                layer_states = None if states is None else states[i]
+                if recompute and torch.is_grad_enabled():
+                    out: BlockOutput = checkpoint(
+                        block,
+                        *(x_BTD, ctx, layer_states, lent),
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                        context_fn=recompute_contexts,
+                    )  # pyright: ignore
+                else:
+                    out = block(x_BTD, ctx, layer_states, lent)
+                x_BTD = out.x_BTD
+                tap("hidden", x_BTD)
+            lent = {**lent, **out.lent}
+            stats.append(out.stats)
+            if out.states is not None:
+                new_states.append(out.states)
+        return Output(x_BTD, tuple(new_states) if states is not None else None, tuple(stats))
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits_BTV of hidden states."""
+        return self.head.logits(hidden_BTD)
+
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        ctx: Context,
+        *,
+        dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
+        with_ends: bool = True,
+    ) -> Loss:
+        """The loss of tokens; ends inject theirs on the way (unless evaluation leaves them out)."""
+        out = self.forward(tokens_BT, ctx, dtype=dtype, recompute=recompute)
+        hidden_BTD, sums = out.hidden_BTD, {}
+        for end in self.ends if with_ends else ():
+            assert isinstance(end, End)
+            hidden_BTD, more = end(hidden_BTD, targets_BT, ctx, self.embed, self.head)
+            sums.update(more)
+        total = self.head.loss(hidden_BTD, targets_BT, ctx.valid_BT)
+        return Loss(total, sums, out.stats)
+
+    def init_states(
+        self, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[States, ...]:
+        """The decode states of `batch` empty sequences, by layer."""
+        return tuple(
+            tuple(mixer.init_state(batch, dtype, device) for mixer in block.mixers())
+            for block in self.blocks()
+        )

@@ -1,0 +1,83 @@
+"""The mixer seam: how tokens see each other. A mixer is one file plus one line in `TABLE`.
+
+A mixer is `(x_BTD, ctx, state, borrowed) -> (y_BTD, state, lent)`. `state` is what it keeps while
+decoding (None in training); `lent` are tensors that later layers may borrow by name.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from moebius.config import Variant
+from moebius.model.context import Context
+from moebius.model.part import Site
+
+TABLE = {
+    "gqa": "moebius.model.mixers.gqa:GQA",
+    "swa": "moebius.model.mixers.swa:SWA",
+    "mla": "moebius.model.mixers.mla:MLA",
+}
+
+
+class DecodeState(ABC):
+    """What a mixer remembers of a sequence. Immutable: a step returns a new one."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens seen so far."""
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """Bytes held."""
+
+    @abstractmethod
+    def snapshot(self) -> Self:
+        """A state that later steps cannot change."""
+
+    @abstractmethod
+    def rollback(self, num_tokens: int) -> Self:
+        """The state before the last `num_tokens` tokens; ValueError where they are out of reach."""
+
+
+class Mixer(nn.Module, ABC):
+    """The contract of a token mixer."""
+
+    # Names of tensors this mixer lends to, and borrows from, other layers.
+    lends: tuple[str, ...] = ()
+    borrows: tuple[str, ...] = ()
+
+    @abstractmethod
+    def forward(
+        self,
+        x_BTD: Tensor,
+        ctx: Context,
+        state: DecodeState | None,
+        borrowed: Mapping[str, Tensor],
+    ) -> tuple[Tensor, DecodeState | None, dict[str, Tensor]]:
+        """Mix tokens; with a state, x continues the tokens that the state has seen."""
+
+    @abstractmethod
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:
+        """The state of `batch` empty sequences."""
+
+    @abstractmethod
+    def flops(self, context: int) -> float:
+        """Forward FLOPs per token at a context length, beyond the products with weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerConfig(Variant, ABC):
+    """The config of a mixer."""
+
+    TABLE: ClassVar[Mapping[str, str]] = TABLE
+    SEAM: ClassVar[str] = "mixer"
+
+    @abstractmethod
+    def build(self, site: Site) -> Mixer:
+        """The module, its weights not yet initialised."""

@@ -1,0 +1,34 @@
+"""Activation checkpointing that reuses the saved routing.
+
+The top-k of a router is saved, never recomputed: a near-tie cannot flip between forward and backward
+(torchtitan #1117 and many others). Taps are silent while recomputing, and the stats of the second
+pass are discarded with it, so loads count once.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from moebius.monitor.tap import silence
+
+_SAVED = (torch.ops.aten.topk.default,)
+
+
+def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    saved = op in _SAVED
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def recompute_contexts() -> tuple[Any, Any]:
+    """The contexts of the first and the second pass, for torch's `checkpoint`."""
+    first, second = create_selective_checkpoint_contexts(_policy)
+    return first, _both(second)
+
+
+@contextlib.contextmanager
+def _both(context: Any) -> Iterator[None]:
+    with context, silence():
+        yield

@@ -1,0 +1,71 @@
+"""Weights that carry their role and their initialisation from the line that declares them.
+
+A weight is born filled with NaN; `initialise` fills every one of a model from a seed, in the order of
+declaration. Roles are the vocabulary that optimizers speak.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar"]
+
+
+class Weight(nn.Parameter):
+    """A parameter with a role, and how to fill it: normal of a given std, or a constant."""
+
+    role: Role
+    std: float | None
+    constant: float
+    # Fused weights hold this many matrices of equal height along dim -2 (gate and up: 2).
+    blocks: int
+
+    def __new__(
+        cls,
+        shape: tuple[int, ...],
+        role: Role,
+        *,
+        std: float | None = None,
+        constant: float = 0.0,
+        blocks: int = 1,
+    ) -> Self:
+        weight = torch.Tensor._make_subclass(cls, torch.full(shape, math.nan), True)
+        weight.role, weight.std, weight.constant, weight.blocks = role, std, constant, blocks
+        return weight
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Weight":
+        twin = Weight(
+            tuple(self.shape), self.role, std=self.std, constant=self.constant, blocks=self.blocks
+        )
+        twin.data = copy.deepcopy(self.data, memo)
+        memo[id(self)] = twin
+        return twin
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a matrix product reads it (embedding look-ups and vectors do not count)."""
+        return self.ndim >= 2 and self.role != "embedding"
+
+
+def named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:
+    """Every weight once, by its dotted name; a parameter without a role is a ValueError."""
+    for name, parameter in module.named_parameters():
+        if not isinstance(parameter, Weight):
+            raise ValueError(f"{name} has no role; declare it with moebius.model.weight.Weight")
+        yield name, parameter
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int) -> None:
+    """Fill every weight from one seeded CPU stream, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, weight in named_weights(module):
+        if weight.std is None:
+            weight.fill_(weight.constant)
+        else:
+            noise: Tensor = torch.randn(weight.shape, generator=generator)
+            weight.copy_(noise * weight.std)

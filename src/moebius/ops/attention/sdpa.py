@@ -1,0 +1,42 @@
+"""Attention by torch's scaled_dot_product_attention.
+
+Two things are arranged so that the fused kernels stay in reach: the narrower of the key and value
+widths is padded with zeros (exact), and a learned sink (gpt-oss) is a zero key and value whose additive
+mask is the sink's logit (exact). Letters: B batch, T queries, S keys, H query heads, G key heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    mask_BTS: Tensor,
+    scale: float,
+    sink_H: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale * q k + mask) v, per head: -> [B, T, H, V] in the dtype of q.
+
+    `mask_BTS` is boolean, True where a query may look; `sink_H` adds exp(sink) to each denominator.
+    """
+    value_width = v_BSGV.shape[-1]
+    width = max(q_BTHK.shape[-1], value_width)
+    q_BHTK, k_BGSK, v_BGSV = (
+        F.pad(x, (0, width - x.shape[-1])).transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV)
+    )
+    mask = mask_BTS[:, None]
+    if sink_H is not None:
+        k_BGSK, v_BGSV = F.pad(k_BGSK, (0, 0, 1, 0)), F.pad(v_BGSV, (0, 0, 1, 0))
+        minus_infinity = torch.finfo(q_BTHK.dtype).min
+        bias_BHTS = torch.where(mask, 0.0, minus_infinity).to(q_BTHK.dtype)
+        bias_BHTS = bias_BHTS.expand(-1, sink_H.shape[0], -1, -1)
+        sink_BHT1 = sink_H.to(q_BTHK.dtype)[None, :, None, None]
+        mask = torch.cat([sink_BHT1.expand(*bias_BHTS.shape[:3], 1), bias_BHTS], dim=-1)
+    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    out_BHTV = F.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSV, attn_mask=mask, scale=scale, enable_gqa=grouped
+    )
+    return out_BHTV.transpose(1, 2)[..., :value_width]
