@@ -1,0 +1,230 @@
+"""The folder of a run: its name, its lock, and the files in it that must never be half written.
+
+`run.json`, `summary.json`, `metrics.jsonl` (a line a logged step), `events.jsonl`, `checkpoints/`,
+and `code/`, the user's own files that the run was built from.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from moebius.checkpoint.files import replace_file
+
+LOCK = ".lock"
+
+
+@final
+@dataclass(frozen=True)
+class Cut:
+    """How many lines `cut_metrics` took out: of later steps, and torn or unreadable ones."""
+
+    later: int
+    unreadable: int
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; make one by `create`, `at` or `open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> "RunFolder":
+        """A new folder `root/NAME-N` of the next free number; two processes never share one."""
+        name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+        numbered = re.compile(re.escape(name) + r"-(\d+)")
+        root = root.absolute()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            taken = [numbered.fullmatch(path.name) for path in root.iterdir()]
+            number = max((int(match[1]) for match in taken if match), default=0) + 1
+            while not _made(root / f"{name}-{number}"):
+                number += 1
+        except OSError as error:
+            raise ValueError(_cannot("make a run folder in", root, error)) from error
+        return cls(root / f"{name}-{number}")
+
+    @classmethod
+    def at(cls, path: Path) -> "RunFolder":
+        """A new run's folder at a place the user chose; it may exist if it is empty."""
+        path = path.absolute()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            empty = all(inside.name == LOCK for inside in path.iterdir())
+        except OSError as error:
+            raise ValueError(_cannot("make the run folder", path, error)) from error
+        if not empty:
+            raise ValueError(
+                f"{path} is not empty; go on with its run by --resume, or choose another --out"
+            )
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise ValueError(f"{path} cannot be written; choose another --out")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an earlier run; reading it asks for no right to write."""
+        path = path.absolute()
+        if not (path / "run.json").is_file():
+            raise ValueError(f"there is no run in {path} (no run.json); `moebius runs` lists them")
+        return cls(path)
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """A JSON line whatever happened: starts, alarms, skipped steps."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training here; the kernel frees it when this one dies."""
+        try:
+            held = [os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)]
+        except OSError as error:
+            raise ValueError(_cannot("write to", self.path, error)) from error
+        # A forked child, such as a data worker, would keep the lock of a parent that was killed.
+        os.register_at_fork(after_in_child=lambda: _close(held))
+        try:
+            try:
+                fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is training in {self.path}; wait for it or stop it"
+                ) from None
+            except OSError as error:
+                raise ValueError(_cannot("lock", self.path, error)) from error
+            yield
+        finally:
+            _close(held)
+
+    def cut_metrics(self, step: int) -> Cut:
+        """Take the lines of steps after `step`, and torn ones, out of the metrics and the events.
+
+        A line without a step stays. Each file is rewritten whole or left as it was.
+        """
+        cuts = [self._cut(path, step) for path in (self.metrics, self.events) if path.exists()]
+        return Cut(sum(cut.later for cut in cuts), sum(cut.unreadable for cut in cuts))
+
+    def _cut(self, path: Path, step: int) -> Cut:
+        later = unreadable = 0
+
+        def kept() -> Iterator[bytes]:
+            nonlocal later, unreadable
+            with path.open("rb") as file:
+                for line in file:
+                    found = _step_of(line)
+                    if found is None:
+                        unreadable += 1
+                    elif found > step:
+                        later += 1
+                    else:
+                        yield line.rstrip(b"\n") + b"\n"
+
+        self._replace(path, kept())
+        return Cut(later, unreadable)
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
+        """Write a JSON file whole or leave the old one; NaN and infinities become null."""
+        text = json.dumps(_finite(data), indent=2, allow_nan=False)
+        self._replace(self.path / name, iter([text.encode(), b"\n"]))
+        return self.path / name
+
+    def read_json(self, name: str) -> Any:
+        """The data of a JSON file in this folder."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ValueError(f"the run in {self.path} has no {name}") from None
+        except OSError as error:
+            raise ValueError(_cannot("read", path, error)) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); restore it from a copy") from error
+
+    def keep_user_file(self, path: str | Path) -> str:
+        """Copy a user's own Python file to `code/STEM-HASH.py`; the path of the copy.
+
+        A file that already lies in `code/` stays as it is.
+        """
+        path, code = Path(path).absolute(), self.path / "code"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(_cannot("read", path, error)) from error
+        if path.parent.resolve() == code.resolve():
+            return str(path)
+        kept = code / f"{path.stem}-{hashlib.sha256(data).hexdigest()[:12]}{path.suffix}"
+        if not (kept.is_file() and kept.read_bytes() == data):
+            try:
+                code.mkdir(exist_ok=True)
+            except OSError as error:
+                raise ValueError(_cannot("write to", self.path, error)) from error
+            self._replace(kept, iter([data]))
+        return str(kept)
+
+    def _replace(self, path: Path, chunks: Iterator[bytes]) -> None:
+        try:
+            replace_file(path, chunks)
+        except OSError as error:
+            raise ValueError(_cannot("write", path, error)) from error
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _close(held: list[int]) -> None:
+    while held:
+        os.close(held.pop())
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line, minus infinity if it names none, None if it cannot be read."""
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(data, dict):
+        return None
+    step = data.get("step", -math.inf)
+    return step if isinstance(step, int | float) else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _cannot(what: str, path: Path, error: OSError) -> str:
+    remedy = (
+        "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
+    )
+    return f"cannot {what} {path}: {error.strerror or error}; {remedy}, or choose another --out"
