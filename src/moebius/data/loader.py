@@ -1,0 +1,225 @@
+"""Batches as a pure function of (data configuration, seed, step).
+
+The global batch of a step is the same however many workers, ranks or micro-batches share it:
+`split` and `shard` only cut it, and every part knows the number of targets of the whole, which is
+what a summed loss is divided by. Letters: B sequences, T positions.
+"""
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from moebius.data.mixture import Mixture
+from moebius.data.packing import number
+from moebius.data.prepared import Prepared
+from moebius.data.shards import Shards
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences; `num_targets` counts the valid targets of the whole global batch."""
+
+    tokens_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    document_BT: torch.Tensor
+    position_BT: torch.Tensor
+    valid_BT: torch.Tensor
+    sequence_B: torch.Tensor
+    num_targets: int
+    touched: tuple[tuple[tuple[Shards, int], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+    def keys(self) -> list[str]:
+        """The keys of the documents that the sequences touch, each once, in order."""
+        keys = (shards.key(document) for row in self.touched for shards, document in row)
+        return list(dict.fromkeys(keys))
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Sequences start to stop, as a part of the same global batch."""
+        return Batch(
+            self.tokens_BT[start:stop],
+            self.targets_BT[start:stop],
+            self.document_BT[start:stop],
+            self.position_BT[start:stop],
+            self.valid_BT[start:stop],
+            self.sequence_B[start:stop],
+            self.num_targets,
+            self.touched[start:stop],
+        )
+
+    def split(self, micro: int) -> list["Batch"]:
+        """Micro-batches of at most `micro` sequences."""
+        if micro < 1:
+            raise ValueError(f"a micro-batch needs at least one sequence, not {micro}")
+        return [self.rows(i, i + micro) for i in range(0, len(self), micro)]
+
+    def shard(self, rank: int, world: int) -> "Batch":
+        """The sequences of one rank of `world`, in a row."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in 0..{world - 1}, not {rank}")
+        if len(self) < world:
+            raise ValueError(f"{len(self)} sequences cannot be shared by {world} ranks")
+        return self.rows(len(self) * rank // world, len(self) * (rank + 1) // world)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT.to(device, non_blocking=True),
+            targets_BT=self.targets_BT.to(device, non_blocking=True),
+            document_BT=self.document_BT.to(device, non_blocking=True),
+            position_BT=self.position_BT.to(device, non_blocking=True),
+            valid_BT=self.valid_BT.to(device, non_blocking=True),
+            sequence_B=self.sequence_B.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sequence of a batch: T+1 tokens, the documents in it, and how many targets count."""
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    positions: np.ndarray
+    touched: tuple[tuple[Shards, int], ...]
+    num_targets: int
+
+
+def _batch(rows: list[_Row], first: int) -> Batch:
+    tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
+    documents = torch.from_numpy(np.stack([row.documents for row in rows]))
+    positions = torch.from_numpy(np.stack([row.positions for row in rows]))
+    counts_B = torch.tensor([row.num_targets for row in rows])
+    return Batch(
+        tokens[:, :-1].contiguous(),
+        tokens[:, 1:].contiguous(),
+        documents[:, :-1].contiguous(),
+        positions[:, :-1].contiguous(),
+        torch.arange(tokens.shape[1] - 1) < counts_B[:, None],
+        torch.arange(first, first + len(rows)),
+        int(counts_B.sum()),
+        tuple(row.touched for row in rows),
+    )
+
+
+class Loader:
+    """The global batch of any step. `ramp` lists (from_step, sequences) changes of `batch`. Final.
+
+    With `steps`, a run longer than what capped sources give is refused at once (ValueError).
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        sequence_length: int,
+        batch: int,
+        seed: int,
+        ramp: tuple[tuple[int, int], ...] = (),
+        steps: int | None = None,
+    ) -> None:
+        if sequence_length < 1 or batch < 1 or any(size < 1 for _, size in ramp):
+            raise ValueError("sequence length and batch sizes must be at least 1")
+        starts = [start for start, _ in ramp]
+        if starts != sorted(set(starts)) or any(start < 1 for start in starts):
+            raise ValueError(f"the steps of a batch ramp must rise from 1 on, not {starts}")
+        self.sequence_length = sequence_length
+        self._steps = [0, *starts]
+        self._sizes = [batch, *(size for _, size in ramp)]
+        self._before = [0]
+        for i in range(1, len(self._steps)):
+            stretch = (self._steps[i] - self._steps[i - 1]) * self._sizes[i - 1]
+            self._before.append(self._before[-1] + stretch)
+        self._sources = [
+            source.reseed(prepared.config.seed, seed, i) for i, source in enumerate(prepared.train)
+        ]
+        mixture = prepared.config.mixture()
+        self.mixture = Mixture(
+            [source.weight for source in mixture],
+            [
+                None
+                if entry.max_epochs is None
+                else own.num_windows(sequence_length, entry.max_epochs)
+                for entry, own in zip(mixture, self._sources, strict=True)
+            ],
+        )
+        if steps is not None:
+            self.check(steps)
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError where a run of so many steps needs more than the capped sources give."""
+        needed, total = self.sequences_until(steps), self.mixture.total
+        if total is not None and needed > total:
+            raise ValueError(
+                f"{steps} steps need {needed} sequences and the sources give {total} within their "
+                "max_epochs; raise max_epochs or train for fewer steps"
+            )
+
+    def sequences_until(self, step: int) -> int:
+        """How many sequences come before a step."""
+        i = bisect.bisect_right(self._steps, step) - 1
+        return self._before[i] + (step - self._steps[i]) * self._sizes[i]
+
+    def tokens_until(self, step: int) -> int:
+        """How many targets come before a step."""
+        return self.sequences_until(step) * self.sequence_length
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step (from 0)."""
+        first, end = self.sequences_until(step), self.sequences_until(step + 1)
+        return _batch([self._row(n) for n in range(first, end)], first)
+
+    def _row(self, n: int) -> _Row:
+        i, k = self.mixture.draw(n)
+        source = self._sources[i]
+        window = source.window(k, self.sequence_length)
+        touched = tuple((source.shards, document) for document in window.touched)
+        return _Row(
+            window.tokens, window.documents, window.positions, touched, self.sequence_length
+        )
+
+
+def heldout_batches(prepared: Prepared, sequence_length: int, batch: int) -> Iterator[Batch]:
+    """Every held-out token once as a target, documents in order, a `<|document|>` after the last.
+
+    The first token has nothing before it, so there are as many targets as stored tokens: those of
+    each text and one end of document each. What fills the last sequence up is not valid.
+    """
+    rows: list[_Row] = []
+    first = 0
+    for row in _heldout_rows(prepared, sequence_length):
+        rows.append(row)
+        if len(rows) == batch:
+            yield _batch(rows, first)
+            first += batch
+            rows = []
+    if rows:
+        yield _batch(rows, first)
+
+
+def _heldout_rows(prepared: Prepared, length: int) -> Iterator[_Row]:
+    document = prepared.tokenizer.document
+    tokens = np.zeros(0, np.int64)
+    touched: list[tuple[Shards, int]] = []
+    for shards, i in _heldout_order(prepared):
+        tokens = np.concatenate([tokens, shards.tokens(i).astype(np.int64)])
+        touched.append((shards, i))
+        start = 0
+        for start in range(length, len(tokens), length):
+            window = tokens[start - length : start + 1]
+            yield _Row(window, *number(window, document), tuple(touched), length)
+            touched = [(shards, i)]
+        tokens = tokens[start:]
+    tokens = np.append(tokens, document)
+    count = len(tokens) - 1
+    # Filled up with empty documents, which nothing attends to and no target counts.
+    window = np.concatenate([tokens, np.full(length - count, document)])
+    yield _Row(window, *number(window, document), tuple(touched), count)
+
+
+def _heldout_order(prepared: Prepared) -> Iterator[tuple[Shards, int]]:
+    return ((source.shards, i) for source in prepared.heldout for i in source.shards)

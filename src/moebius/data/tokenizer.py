@@ -1,0 +1,128 @@
+"""A byte-level BPE tokenizer (Sennrich et al. 2016, over bytes as in GPT-2), trained on the corpus.
+
+Text is first cut by one pattern: words with the space or sign before them, numbers two digits at a
+time, punctuation, and line ends together with the indentation that follows, which is what makes
+code short. Every byte has a token, so any text comes back exactly. Token 0, `<|document|>`, opens
+each document and is never produced from text.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+DOCUMENT = "<|document|>"
+MIN_VOCAB = 257
+# The indentation after a line end leaves its last space to the word that follows it.
+INDENT = r"[\r\n]+[ \t]*(?!\S)"
+PATTERN = "|".join(
+    [
+        r"'(?i:[sdmt]|ll|ve|re)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,2}",
+        rf" ?[^\s\p{{L}}\p{{N}}]+(?:{INDENT})?",
+        rf"\s*{INDENT}",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+    """The printable letter that stands for each byte in a byte-level vocabulary, inverted."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain}
+    return letters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+class Tokenizer:
+    """Text <-> token ids, without loss. Final."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        # Not kept in the file: `<|document|>` inside a text is text, not the special token.
+        inner.encode_special_tokens = True
+        inner.no_padding()
+        inner.no_truncation()
+        document = inner.token_to_id(DOCUMENT)
+        if document is None:
+            raise ValueError(f"this tokenizer has no {DOCUMENT} token; it is not one of moebius")
+        self._inner = inner
+        self.document: int = document
+        self.vocab: int = inner.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode on all cores; the GIL is free meanwhile."""
+        batch = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens; `<|document|>` shows by its name, broken UTF-8 as U+FFFD."""
+        shown = {self.document: DOCUMENT.encode()}
+        table = self._bytes
+        return b"".join(shown.get(i) or table[i] for i in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; none for `<|document|>`."""
+        return self._bytes[token]
+
+    def token_text(self, token: int) -> str:
+        """A token in printable form, for tables and plots: quotes left off, escapes kept."""
+        if token == self.document:
+            return DOCUMENT
+        data = self._bytes[token]
+        try:
+            return repr(data.decode())[1:-1]
+        except UnicodeDecodeError:
+            return repr(data)[2:-1]
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        byte_of = _byte_of()
+        names = [self._inner.id_to_token(i) for i in range(self.vocab)]
+        names[self.document] = ""
+        return [bytes(byte_of[letter] for letter in name or "") for name in names]
+
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        return self._inner.to_str(pretty=True)
+
+    def save(self, path: Path | str) -> None:
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        try:
+            return cls(tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"cannot read the tokenizer {path} ({error.strerror})") from error
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
+    """Train on texts. A small corpus may give fewer tokens than `vocab`, which counts token 0."""
+    if vocab < MIN_VOCAB:
+        raise ValueError(f"vocab must be at least {MIN_VOCAB} (256 bytes, {DOCUMENT}), not {vocab}")
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=2,
+        special_tokens=[DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(iter(texts), trainer)
+    return Tokenizer(inner)
