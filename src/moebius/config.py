@@ -12,14 +12,16 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+_USER_CLASS = re.compile(r"^(?P<file>.+\.py):(?P<name>\w+)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,16 @@ def _leaf_from_json(hint: Any, data: Any, where: str) -> Any:
 def _name(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
     return names.get(hint, str(hint))
+
+
+def map_user_files(data: Any, change: Callable[[str], str]) -> Any:
+    """JSON data with the file of every `file.py:Class` text changed, as when a folder moves."""
+    if isinstance(data, dict):
+        return {key: map_user_files(item, change) for key, item in data.items()}
+    if isinstance(data, list):
+        return [map_user_files(item, change) for item in data]
+    match = _USER_CLASS.match(data) if isinstance(data, str) else None
+    return f"{change(match['file'])}:{match['name']}" if match else data
 
 
 # --- dotted overrides -----------------------------------------------------------------------------

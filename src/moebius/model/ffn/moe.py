@@ -56,10 +56,10 @@ class MoE(FeedForwardConfig):
         return Layout(self.experts, self.zero_experts, self.top_k, budget)
 
     def build(self, site: Site) -> FeedForward:
-        return _MoE(self, site)
+        return MoELayer(self, site)
 
 
-class _MoE(FeedForward):
+class MoELayer(FeedForward):
     def __init__(self, config: MoE, site: Site) -> None:
         super().__init__()
         self.config, self.layout, self.layer = config, config.layout, site.layer
@@ -143,3 +143,13 @@ class _MoE(FeedForward):
         counts = (least, layout.ffn_per_token, most)
         share = tuple(count / layout.num_ffn for count in counts)
         return {"w_gate_up_E2FD": share, "w_down_EDF": share}  # pyright: ignore
+
+
+def routers_of(block: nn.Module) -> list[MoELayer]:
+    """The MoE layers inside a block, in the order of the stats it returns."""
+    return [module for module in block.modules() if isinstance(module, MoELayer)]
+
+
+def balance_rules(block: nn.Module) -> list[list[BalanceRule]]:
+    """The balance rules of each MoE inside a block."""
+    return [moe.balance_rules() for moe in routers_of(block)]

@@ -1,0 +1,50 @@
+"""`load(run)`: a trained model and its tokenizer, from the run folder alone."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moebius import checkpoint
+from moebius.config import from_json, map_user_files
+from moebius.data import Tokenizer
+from moebius.model.context import Context
+from moebius.model.lm import LM, ModelConfig
+from moebius.monitor.runs import read_json
+
+
+class LanguageModel(nn.Module):
+    """A model as a user wants it: `model(tokens_BT)` gives `logits_BTV`. `lm` is what it wraps."""
+
+    def __init__(self, lm: LM, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.lm, self.dtype = lm, dtype
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits of every next token; each row is one document."""
+        ctx = Context.continuing(tokens_BT, 0)
+        return self.lm.logits(self.lm(tokens_BT, ctx, dtype=self.dtype).hidden_BTD)
+
+
+def load(
+    run: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[LanguageModel, Tokenizer]:
+    """The model of a run at its newest intact checkpoint, in evaluation mode, and its tokenizer.
+
+    Raises ValueError where the folder holds no run, or no intact checkpoint.
+    """
+    folder = Path(run)
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"there is no run in {folder} (no run.json); `moebius runs` lists them")
+    record = read_json(folder / "run.json")
+    recipe = map_user_files(record["run"], lambda file: str(folder / file))
+    path = checkpoint.latest_intact(folder / "checkpoints", say=print)
+    if path is None:
+        raise ValueError(f"{folder} has no checkpoint yet; wait for its first, or train it on")
+    tensors, _ = checkpoint.load(path)
+    with torch.device("meta"):
+        lm = from_json(ModelConfig, recipe["model"]).build(recipe["vocab"])
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    lm.load_state_dict(weights, assign=True)
+    lm.eval().requires_grad_(False).to(device)
+    return LanguageModel(lm, dtype), Tokenizer.load(folder / "tokenizer.json")

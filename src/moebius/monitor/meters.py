@@ -1,0 +1,89 @@
+"""Meters: plain numbers from what was tapped and from what routers counted.
+
+Cheap enough to be on for every logged step. Sources: LongCat-Flash 3.1.3 (router similarity, R_g),
+nmoe's post 0002 (CV, entropy, effective experts, dead experts). Letters: E router outputs, S selected.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moebius.monitor.tap import Observer
+
+
+class Meter(Observer):
+    """Sums what it sees over the micro-batches of one step."""
+
+    def __init__(self) -> None:
+        self._square: dict[str, Tensor] = {}
+        self._elements: dict[str, int] = {}
+        self._gradient: dict[str, Tensor] = {}
+
+    def see(self, name: str, x: Tensor) -> None:
+        if not name.endswith("/hidden"):
+            return
+        square = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum()
+        self._square[name] = self._square.get(name, 0.0) + square
+        self._elements[name] = self._elements.get(name, 0) + x.numel()
+
+    def see_gradient(self, name: str, grad: Tensor, index: Tensor) -> None:
+        sums = torch.bincount(index.flatten(), weights=grad.flatten().double())
+        known = self._gradient.get(name, sums.new_zeros(0))
+        size = max(len(known), len(sums))
+        self._gradient[name] = _padded(known, size) + _padded(sums, size)
+
+    def hidden_rms(self) -> list[float]:
+        """Root mean square of the residual stream after each layer."""
+        names = sorted(self._square, key=lambda name: int(name.split("/")[1]))
+        return [math.sqrt(float(self._square[name]) / self._elements[name]) for name in names]
+
+    def score_gradient(self, layer: int) -> Tensor | None:
+        """dL/dP_E of the language-model loss at a layer's router, P the batch-mean scores."""
+        return self._gradient.get(f"layers/{layer}/score")
+
+
+def _padded(x: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, size - len(x)))
+
+
+def load_metrics(count_E: Tensor, num_ffn: int, hist_S: Tensor) -> dict[str, Any]:
+    """Balance of one router from its counts: load, CV, entropy, dead experts, FFN experts a token."""
+    count = count_E.double().cpu()
+    ffn = count[:num_ffn]
+    share = ffn / ffn.sum().clamp(min=1)
+    entropy = float(-(share * share.clamp(min=1e-30).log()).sum())
+    hist = hist_S.double().cpu()
+    hist = hist / hist.sum().clamp(min=1)
+    picks = torch.arange(len(hist), dtype=torch.float64)
+    mean = float((hist * picks).sum())
+    load = count / count.sum().clamp(min=1)
+    return {
+        "load": [round(value, 6) for value in load.tolist()],
+        "num_ffn": num_ffn,
+        "load_cv": float(ffn.std(unbiased=False) / ffn.mean().clamp(min=1e-30)),
+        "max_load": float(share.max()),
+        "entropy": entropy,
+        "effective_experts": math.exp(entropy),
+        "dead_experts": int((ffn == 0).sum()),
+        "ffn_mean": mean,
+        "ffn_std": math.sqrt(max(0.0, float((hist * picks.square()).sum()) - mean**2)),
+        "ffn_hist": [round(value, 6) for value in hist.tolist()],
+    }
+
+
+def router_similarity(w_ED: Tensor) -> float:
+    """Mean pairwise cosine similarity of the router's rows (LongCat-Flash 3.1.3)."""
+    unit_ED = torch.nn.functional.normalize(w_ED.detach().float(), dim=-1)
+    num_rows = unit_ED.shape[0]
+    total = unit_ED.sum(0).square().sum() - num_rows
+    return float(total / max(1, num_rows * (num_rows - 1)))
+
+
+def gradient_ratio(balance_E: Tensor, language_E: Tensor | None) -> float | None:
+    """R_g: the balance loss's gradient norm over the language-model loss's (LongCat-Flash eq. 9)."""
+    if language_E is None:
+        return None
+    norm = float(language_E.norm())
+    return float(balance_E.double().norm()) / norm if norm > 0 else None

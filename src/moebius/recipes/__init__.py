@@ -1,0 +1,23 @@
+"""Complete runs: functions that return a frozen `Run`, by name in `TABLE`.
+
+A user's own recipe is such a function in any file: `moebius train my_idea.py:run`.
+"""
+
+from collections.abc import Mapping
+
+from moebius.config import nearest, resolve
+from moebius.train.run import Run
+
+TABLE: Mapping[str, str] = {
+    "quickstart": "moebius.recipes.quickstart:quickstart",
+}
+
+
+def recipe(name: str) -> Run:
+    """The run of a recipe: a name of the table, `module:function` or `file.py:function`."""
+    if name not in TABLE and ":" not in name:
+        raise ValueError(f"unknown recipe {name!r}{nearest(name, TABLE)}; or write file.py:function")
+    run = resolve(TABLE.get(name, name))()
+    if not isinstance(run, Run):
+        raise ValueError(f"{name} returned {type(run).__name__}, not a moebius.train.run.Run")
+    return run

@@ -1,0 +1,55 @@
+"""The quickstart: a LongCat-style MoE on the machine's own Python library, in minutes.
+
+Two ScMoE layers of width 256; MLA with variance alignment; zero-computation experts under the budget
+controller; hidden z-loss; Muon for matrices and experts, AdamW for the rest.
+"""
+
+from moebius.data import DataConfig
+from moebius.model.block.scmoe import ScMoE
+from moebius.model.ends.hidden_z import HiddenZ
+from moebius.model.ffn.balance.budget import Budget
+from moebius.model.ffn.balance.group import GroupLoss
+from moebius.model.ffn.dense import Dense
+from moebius.model.ffn.moe import MoE
+from moebius.model.lm import ModelConfig
+from moebius.model.mixers.mla import MLA
+from moebius.optim.optimizer import OptimConfig
+from moebius.optim.roles import default_roles
+from moebius.optim.schedules.wsd import WSD
+from moebius.train.run import Run
+
+
+def quickstart() -> Run:
+    """About 4.5M active of 17M parameters."""
+    mixer = MLA(
+        heads=4,
+        q_rank=128,
+        kv_rank=64,
+        nope_width=32,
+        rope_width=32,
+        v_width=64,
+        rope_base=10_000.0,
+        scale_correction=True,
+    )
+    moe = MoE(
+        experts=32,
+        zero_experts=16,
+        top_k=4,
+        ffn_per_token=3.0,
+        expert_width=192,
+        split=2.0,
+        balance=(Budget(), GroupLoss()),
+    )
+    layer = ScMoE(mixer=mixer, dense=Dense(512), moe=moe)
+    return Run(
+        name="quickstart",
+        model=ModelConfig(width=256, layers=2 * (layer,), ends=(HiddenZ(),)),
+        data=DataConfig(path="python:stdlib"),
+        optim=OptimConfig(
+            lr=0.01, weight_decay=0.1, clip=1.0, schedule=WSD(), roles=default_roles()
+        ),
+        steps=600,
+        batch=8,
+        sequence_length=512,
+        vocab=4096,
+    )

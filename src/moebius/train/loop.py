@@ -1,0 +1,212 @@
+"""The training loop, written out top to bottom.
+
+`fit` starts a run, `continue_run` resumes one; both end in `_train`, the loop itself. Ctrl-C (or
+SIGTERM) ends the step in hand, saves, and says how to go on.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from moebius.config import override, resolve
+from moebius.monitor.alarms import Alarms
+from moebius.monitor.ceiling import synchronise
+from moebius.monitor.console import LiveDisplay, summary_table
+from moebius.monitor.meters import Meter
+from moebius.monitor.report import write_report
+from moebius.monitor.sinks import JsonLines
+from moebius.optim.rules.adamw import AdamW
+from moebius.train.folder import RunFolder
+from moebius.train.measure import step_line
+from moebius.train.run import Run
+from moebius.train.session import (
+    Progress,
+    Session,
+    check,
+    open_data,
+    read_run,
+    resume,
+    start,
+)
+from moebius.train.step import StepResult, train_step
+
+Summary = dict[str, Any]
+
+
+def fit(run: Run, out: Path | str | None = None, progress: Progress | None = None) -> Path:
+    """Train a run in a new folder (`out`, or the next `runs/NAME-N`); the folder's path.
+
+    Raises ValueError, before anything is written, where the recipe or the data cannot work.
+    """
+    check(run)
+    prepared, loader = open_data(run, progress)
+    name = run.name
+    folder = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), name)
+    with folder.lock(), LiveDisplay(run.last_step) as display:
+        session = start(run, folder, prepared, loader)
+        _train(session, display)
+    return folder.path
+
+
+def continue_run(
+    path: Path | str, overrides: Iterable[str] = (), progress: Progress | None = None
+) -> Path:
+    """Resume the run in a folder, bit for bit as if it had never stopped; the folder's path.
+
+    `overrides` may change run-time fields only; anything else is a ValueError with both values.
+    """
+    folder = RunFolder.open(Path(path))
+    old, _ = read_run(folder)
+    run = override(old, overrides)
+    check(run)
+    with folder.lock(), LiveDisplay(run.last_step) as display:
+        prepared, loader = open_data(run, progress)
+        session = resume(old, run, folder, prepared, loader, display.message)
+        _train(session, display)
+    return folder.path
+
+
+def _train(session: Session, display: LiveDisplay) -> None:
+    run, state, folder = session.run, session.state, session.folder
+    display.start(folder.path.name, _facts(session))
+    metrics, events = JsonLines(folder.metrics), JsonLines(folder.events)
+    sinks = [config.build(folder.path, folder.path.name) for config in run.sinks]
+    alarms = Alarms(run.alarms, _adam_eps(run), tuple(run.optim.roles))
+    bytes_per_token = session.prepared.bytes_per_token("train")
+    flops_per_token = session.counts.flops_train
+    saved_at, clock, clock_tokens = state.step, time.perf_counter(), state.tokens
+
+    with _stop_requests() as stop_requested, contextlib.ExitStack() as closing:
+        for sink in (metrics, events, *sinks):
+            closing.callback(sink.close)
+
+        while state.step < run.last_step and not stop_requested():
+            started = time.perf_counter()
+            step = state.step
+            batch = session.loader.batch(step).to(session.device)
+            logged = (step + 1) % run.log_every == 0 or step + 1 == run.last_step
+            measure = logged and (step + 1) % run.measure_every == 0
+            meter = Meter() if logged else None
+
+            result = train_step(run, state, batch, session.dtype, meter, measure)
+            synchronise(session.device)
+            state.seconds += time.perf_counter() - started
+
+            if not result.applied:
+                events.write(_bad_step(result, state.step, batch.keys()))
+                display.message(f"step {state.step}: loss or gradient not finite, update skipped")
+            if meter is not None:
+                line = step_line(state, result, meter, session.counts)
+                now = time.perf_counter()
+                speed = (state.tokens - clock_tokens) / (now - clock)
+                clock, clock_tokens = now, state.tokens
+                rate = state.optimizer.lr(step, run.steps, run.tokens_per_step())
+                line |= {
+                    "bits_per_byte": result.loss / math.log(2) / bytes_per_token,
+                    "lr": rate,
+                    "seconds": state.seconds,
+                    "tokens_per_second": speed,
+                    "mfu": speed * flops_per_token / session.ceiling,
+                }
+                line["alarms"] = alarms.check(line)
+                for message in line["alarms"]:
+                    events.write({"step": state.step, "kind": "alarm", "message": message})
+                for sink in (metrics, *sinks):
+                    sink.write(line)
+                display.update(line)
+
+            if state.bad_in_a_row >= run.max_bad_steps:
+                session.save()
+                raise ValueError(
+                    f"{state.bad_in_a_row} updates in a row were not finite; the state is saved at "
+                    f"step {state.step}, the batches are listed in {folder.events}"
+                )
+            if state.step % run.checkpoint_every == 0:
+                session.save()
+                saved_at = state.step
+
+        if state.step != saved_at or not folder.checkpoints.exists():
+            session.save()
+
+    if state.step < run.steps:
+        display.message(f"stopped at step {state.step}; `moebius train --resume {folder.path}` goes on")
+        write_report(folder.path)
+        return
+    _finish(session, display)
+
+
+def _finish(session: Session, display: LiveDisplay) -> None:
+    """Evaluate, write the summary and the report, show the closing table."""
+    state, counts = session.state, session.counts
+    display.message("evaluating")
+    evaluate: Callable[[Session], Summary] = resolve(session.run.evaluation)
+    summary = {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "seconds": state.seconds,
+        "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
+        "skipped_steps": state.skipped,
+        "precision": session.precision,
+        "params_total": counts.total,
+        "params_active_min": counts.active_min,
+        "params_active_mean": counts.active_mean,
+        "params_active_max": counts.active_max,
+        **evaluate(session),
+    }
+    session.folder.write_json("summary.json", summary)
+    report = write_report(session.folder.path)
+    display.finish(summary_table(summary, report))
+
+
+def _facts(session: Session) -> dict[str, str]:
+    """What is in use, by name, printed at the start."""
+    counts, manifest = session.counts, session.prepared.manifest
+    return {
+        "folder": str(session.folder.path),
+        "device": f"{session.device}, {session.precision}, ceiling "
+        f"{session.ceiling / 1e9:,.0f} GFLOP/s on plain products",
+        "parameters": f"{counts.total / 1e6:.2f}M, active {counts.active_mean / 1e6:.2f}M "
+        f"({counts.active_min / 1e6:.2f}M to {counts.active_max / 1e6:.2f}M)",
+        "data": str(manifest.get("counts", manifest.get("path", session.prepared.folder))),
+    }
+
+
+def _adam_eps(run: Run) -> float:
+    """The largest epsilon that AdamW divides by; gradients near it are an alarm."""
+    rules = [role.rule for role in run.optim.roles.values()]
+    return max((rule.eps for rule in rules if isinstance(rule, AdamW)), default=1e-16)
+
+
+def _bad_step(result: StepResult, step: int, keys: list[str]) -> dict[str, Any]:
+    return {
+        "step": step,
+        "kind": "skipped",
+        "message": f"loss {result.loss}, gradient norm {result.grad_norm}: update skipped",
+        "documents": keys,
+    }
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one interrupts at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

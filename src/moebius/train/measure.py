@@ -1,0 +1,94 @@
+"""A line of metrics: what one logged step was, from its result, the routers and the meter."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moebius.model.count import Counts
+from moebius.model.ffn.moe import MoELayer, routers_of
+from moebius.model.lm import LM
+from moebius.model.weight import named_weights
+from moebius.monitor.meters import Meter, gradient_ratio, load_metrics, router_similarity
+from moebius.train.state import TrainState
+from moebius.train.step import StepResult
+
+
+def step_line(state: TrainState, result: StepResult, meter: Meter, counts: Counts) -> dict[str, Any]:
+    """The line of the step just done, but for its clock (which is not part of what is exact)."""
+    layers = layer_metrics(state.model, result, meter)
+    sizes = {"active_min": counts.active_min, "active_max": counts.active_max}
+    sizes["active_mean"] = active_now(state.model, counts, layers)
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        "loss": result.loss,
+        "loss_hex": result.loss.hex(),
+        "grad_norm": result.grad_norm,
+        "skipped": state.skipped,
+        **result.sums,
+        **sizes,
+        "layers": layers,
+        "hidden_rms": meter.hidden_rms(),
+        "roles": role_metrics(state.model, result.update_ratios),
+    }
+
+
+def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict[str, Any]]:
+    """Router metrics by layer index (of the layers that have a router)."""
+    metrics: dict[str, dict[str, Any]] = {}
+    for i, (block, stats) in enumerate(zip(model.blocks(), result.stats, strict=True)):
+        for moe, routed in zip(routers_of(block), stats, strict=True):
+            line = load_metrics(routed.count_E, moe.layout.num_ffn, routed.hist_S)
+            slots = max(1, int(routed.num_tokens)) * moe.layout.top_k
+            line["dropped"] = int(routed.num_dropped) / slots
+            line["recycled"] = int(routed.num_recycled) / slots
+            line["mean_score"] = float(routed.score_sum_E.mean()) / max(1, int(routed.num_tokens))
+            bias_E = moe.bias_E()[: moe.layout.num_ffn]
+            line["bias_min"], line["bias_max"] = float(bias_E.min()), float(bias_E.max())
+            line["router_similarity"] = _similarity(moe)
+            line["r_g"] = _balance_ratio(moe, routed, meter.score_gradient(i))
+            metrics[str(i)] = line
+    return metrics
+
+
+def _similarity(moe: MoELayer) -> float | None:
+    rows = [weight for _, weight in named_weights(moe.router) if weight.role == "router"]
+    return router_similarity(rows[0]) if rows else None
+
+
+def _balance_ratio(moe: MoELayer, routed: Any, language_E: Tensor | None) -> float | None:
+    total_E: Tensor | None = None
+    for rule in moe.balance_rules():
+        grad_E = rule.probability_gradient(routed)
+        if grad_E is not None:
+            total_E = grad_E if total_E is None else total_E + grad_E
+    return None if total_E is None else gradient_ratio(total_E, language_E)
+
+
+def role_metrics(model: LM, ratios: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Gradient RMS of each role (after clipping, what the optimizer saw), and its update ratio."""
+    square: dict[str, Tensor] = {}
+    elements: dict[str, int] = {}
+    for _, weight in named_weights(model):
+        if weight.grad is not None:
+            norm = torch.linalg.vector_norm(weight.grad)
+            square[weight.role] = square.get(weight.role, 0.0) + norm.double().square()
+            elements[weight.role] = elements.get(weight.role, 0) + weight.numel()
+    metrics = {
+        role: {"grad_rms": float((square[role] / elements[role]).sqrt())} for role in square
+    }
+    for role, ratio in ratios.items():
+        metrics.setdefault(role, {})["update_ratio"] = float(ratio)
+    return metrics
+
+
+def active_now(model: LM, counts: Counts, layers: dict[str, dict[str, Any]]) -> int:
+    """Mean active parameters at the budget measured now (the plan's mean where none is)."""
+    shift = 0.0
+    for i, block in enumerate(model.blocks()):
+        for moe in routers_of(block):
+            per_expert = (moe.w_gate_up_E2FD.numel() + moe.w_down_EDF.numel()) / moe.layout.num_ffn
+            measured = layers[str(i)]["ffn_mean"] if str(i) in layers else moe.layout.ffn_per_token
+            shift += (measured - moe.layout.ffn_per_token) * per_expert
+    return round(counts.active_mean + shift)

@@ -1,0 +1,36 @@
+"""Which dtype activations take: as the recipe says, or whichever a short measurement finds faster.
+
+Master weights stay fp32 (fp64 for `fp64`); only activations and the products read the choice.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from moebius.monitor.ceiling import synchronise
+from moebius.train.run import Precision
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def choose(
+    precision: Precision, device: torch.device, work: Callable[[torch.dtype], None]
+) -> tuple[str, dict[str, float]]:
+    """The precision's name, and the seconds measured for each candidate (empty if none were).
+
+    `auto` runs `work(dtype)`, a forward and backward of the model itself, in bf16 and fp32, twice
+    each interleaved after one warm-up, and takes the faster.
+    """
+    if precision != "auto":
+        return precision, {}
+    seconds = dict.fromkeys(("bf16", "fp32"), float("inf"))
+    for attempt in range(3):
+        for name in seconds:
+            synchronise(device)
+            start = time.perf_counter()
+            work(DTYPES[name])
+            synchronise(device)
+            if attempt:
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return min(seconds, key=lambda name: seconds[name]), seconds

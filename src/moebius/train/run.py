@@ -1,0 +1,102 @@
+"""A run: the frozen config of one experiment, and how a run folder keeps it.
+
+Fields made with `runtime` are free to change at resume; the others identify the experiment. A user's
+own `.py` parts are copied into the folder under their content hash, and named relative to it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from moebius.config import differences, from_json, identity, map_user_files, runtime, to_json
+from moebius.data import DataConfig
+from moebius.model.lm import ModelConfig
+from moebius.monitor.alarms import AlarmConfig
+from moebius.monitor.sinks import SinkConfig
+from moebius.optim.optimizer import OptimConfig
+
+Precision = Literal["auto", "bf16", "fp32", "fp64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One experiment. `steps` is the schedule's horizon; `stop_at` may end the run before it."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    steps: int
+    # Sequences a step, and the later steps from which that changes.
+    batch: int = 8
+    batch_ramp: tuple[tuple[int, int], ...] = ()
+    sequence_length: int = 512
+    vocab: int = 4096
+    seed: int = 0
+    precision: Precision = "auto"
+    # A run stops, its state saved, after this many skipped (non-finite) updates in a row.
+    max_bad_steps: int = 5
+
+    stop_at: int | None = runtime(None)
+    log_every: int = runtime(1)
+    # Update-to-weight ratios cost a copy of the weights, so they have a pace of their own.
+    measure_every: int = runtime(20)
+    checkpoint_every: int = runtime(200)
+    keep_checkpoints: int = runtime(2)
+    micro_batch: int | None = runtime(None)
+    recompute: bool = runtime(False)
+    threads: int | None = runtime(None)
+    device: Literal["auto", "cpu", "cuda"] = runtime("auto")
+    alarms: AlarmConfig = runtime(AlarmConfig())
+    sinks: tuple[SinkConfig, ...] = runtime(())
+    # `module:function` called at the end with the trained model; it fills the summary.
+    evaluation: str = runtime("moebius.eval.final:evaluate")
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch", "sequence_length", "vocab", "max_bad_steps", "log_every")
+        for name in (*positive, "measure_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("stop_at", "micro_batch", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 (or none)")
+
+    @property
+    def last_step(self) -> int:
+        """How many steps this process is to have done when it ends."""
+        return self.steps if self.stop_at is None else min(self.stop_at, self.steps)
+
+    def tokens_per_step(self) -> int:
+        """Tokens of a step at the run's base batch, the unit of token durations."""
+        return self.batch * self.sequence_length
+
+
+# Run-time fields that change the order of floating-point sums.
+INEXACT = ("micro_batch", "recompute", "threads", "device")
+
+
+def to_folder_json(run: Run, keep: Callable[[Path], str]) -> dict[str, Any]:
+    """The JSON of a run whose user files were handed to `keep`, which says their new place."""
+    return map_user_files(to_json(run), lambda file: keep(Path(file)))
+
+
+def from_folder_json(data: Any, folder: Path) -> Run:
+    """The run of a folder, its user files found inside it."""
+    return from_json(Run, map_user_files(data, lambda file: str(folder / file)))
+
+
+def check_same_experiment(old: Run, new: Run) -> None:
+    """ValueError naming every identifying field that differs, with both values."""
+    changed = differences(identity(old), identity(new))
+    if changed:
+        raise ValueError(
+            f"this run cannot change {'; '.join(changed)}: these fields identify the experiment; "
+            "start a new run, or leave them as they are"
+        )
+
+
+def inexact_changes(old: Run, new: Run) -> list[str]:
+    """Changed run-time fields with which a resumed run is no longer equal to the last bit."""
+    pairs = ((name, getattr(old, name), getattr(new, name)) for name in INEXACT)
+    return [f"{name}: {before} -> {after}" for name, before, after in pairs if before != after]

@@ -1,0 +1,84 @@
+"""The state of a training run: everything that a checkpoint must hold for the next step to be exact.
+
+Weights, router buffers, optimizer moments, counters and torch's own random state. Data needs no state:
+its order is a pure function of the step.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moebius import checkpoint
+from moebius.model.lm import LM
+from moebius.model.weight import initialise, named_weights
+from moebius.optim.optimizer import Optimizer
+from moebius.optim.rules import Slot
+from moebius.train.run import Run
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What moves while training. `step` counts steps done, skipped ones included."""
+
+    model: LM
+    optimizer: Optimizer
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name, the real ones, not copies."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        moments = self.optimizer.state_tensors()
+        tensors |= {f"optim.{name}": tensor for name, tensor in moments.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        return tensors
+
+    def counters(self) -> dict[str, Any]:
+        """The plain numbers of the state."""
+        names = ("step", "tokens", "seconds", "skipped", "bad_in_a_row")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, folder: Path, keep: int, facts: dict[str, Any]) -> Path:
+        """Save a checkpoint; `facts` (data digest, precision) are checked at resume."""
+        state = {**self.counters(), **facts}
+        return checkpoint.save(folder, self.step, self.tensors(), state, keep=keep)
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Take over a checkpoint's state; strict about every name."""
+        random_cpu = tensors.pop("random.cpu")
+        random_cuda = tensors.pop("random.cuda", None)
+        own = self.model.state_dict()
+        saved = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        if own.keys() != saved.keys():
+            odd = sorted(own.keys() ^ saved.keys())
+            raise ValueError(f"the checkpoint does not fit this model: {', '.join(odd[:5])}")
+        self.model.load_state_dict(saved)
+        self.optimizer.load_state_tensors(
+            {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
+        )
+        for name in self.counters():
+            setattr(self, name, counters[name])
+        torch.set_rng_state(random_cpu)
+        if random_cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random_cuda)
+
+
+def new_state(run: Run, device: torch.device) -> TrainState:
+    """The state before the first step: weights drawn from the run's seed."""
+    torch.manual_seed(run.seed)
+    model = run.model.build(run.vocab)
+    initialise(model, run.seed)
+    if run.precision == "fp64":
+        model.double()
+    model.to(device)
+    slots = [(Slot(name, w.role, w.blocks), w) for name, w in named_weights(model)]
+    return TrainState(model, Optimizer(run.optim, slots))

@@ -1,0 +1,130 @@
+"""One training step: forward and backward over micro-batches, clip, update, controllers.
+
+Every loss is a sum divided once by the global count of targets, so micro-batches simply add up. A
+non-finite loss or gradient skips the update: weights, moments and router biases stay, data and
+schedule move on.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moebius.data import Batch
+from moebius.model.context import Context
+from moebius.model.ffn import RouteStats
+from moebius.model.ffn.moe import balance_rules
+from moebius.model.lm import LM
+from moebius.model.weight import named_weights
+from moebius.monitor.tap import Observer, observing
+from moebius.optim.optimizer import clip_
+from moebius.train.run import Run
+from moebius.train.state import TrainState
+
+Stats = tuple[tuple[RouteStats, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step did. `loss` is the mean cross-entropy in nats, pure of added losses."""
+
+    loss: float
+    grad_norm: float
+    num_targets: int
+    applied: bool
+    sums: dict[str, float]
+    stats: Stats
+    update_ratios: dict[str, Tensor]
+
+
+def context_of(batch: Batch, step: int) -> Context:
+    """The model's context of a (micro-)batch."""
+    return Context.packed(
+        batch.position_BT,
+        batch.document_BT,
+        batch.valid_BT,
+        batch.sequence_B,
+        batch.num_targets,
+        step,
+    )
+
+
+def forward_backward(
+    model: LM, micro_batches: Sequence[Batch], step: int, dtype: torch.dtype, recompute: bool
+) -> tuple[Tensor, dict[str, Tensor], Stats]:
+    """Accumulate gradients of micro-batches; (cross-entropy sum, other sums, router stats)."""
+    total: Tensor | None = None
+    sums: dict[str, Tensor] = {}
+    stats: Stats = ()
+    for batch in micro_batches:
+        ctx = context_of(batch, step)
+        loss = model.loss(
+            batch.tokens_BT, batch.targets_BT, ctx, dtype=dtype, recompute=recompute
+        )
+        (loss.total / ctx.num_targets).backward()
+        total = loss.total.detach() if total is None else total + loss.total.detach()
+        for name, value in loss.sums.items():
+            sums[name] = sums[name] + value if name in sums else value
+        stats = _add(stats, loss.stats) if stats else loss.stats
+    assert total is not None
+    return total, sums, stats
+
+
+def _add(left: Stats, right: Stats) -> Stats:
+    return tuple(
+        tuple(a + b for a, b in zip(old, new, strict=True))
+        for old, new in zip(left, right, strict=True)
+    )
+
+
+def train_step(
+    run: Run,
+    state: TrainState,
+    batch: Batch,
+    dtype: torch.dtype,
+    observer: Observer | None,
+    measure: bool,
+) -> StepResult:
+    """Do step `state.step` on its global batch and count it."""
+    model = state.model
+    for weight in model.parameters():
+        weight.grad = None
+    micro_batches = batch.split(run.micro_batch or len(batch))
+    with observing(observer):
+        total, sums, stats = forward_backward(
+            model, micro_batches, state.step, dtype, run.recompute
+        )
+    grads = {name: _gradient(weight) for name, weight in named_weights(model)}
+    norm = float(clip_(list(grads.values()), run.optim.clip))
+    loss = float(total) / batch.num_targets
+    applied = math.isfinite(loss) and math.isfinite(norm)
+    ratios: dict[str, Tensor] = {}
+    if applied:
+        ratios = state.optimizer.step(
+            grads,
+            step=state.step,
+            total_steps=run.steps,
+            tokens_per_step=run.tokens_per_step(),
+            measure=measure,
+        )
+        after_step(model, stats, state.step)
+    state.bad_in_a_row = 0 if applied else state.bad_in_a_row + 1
+    state.skipped += not applied
+    state.step += 1
+    state.tokens += batch.num_targets
+    means = {name: float(value) for name, value in sums.items()}
+    return StepResult(loss, norm, batch.num_targets, applied, means, stats, ratios)
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+
+def after_step(model: LM, stats: Stats, step: int) -> None:
+    """Let the balance rules of every router see what the whole global batch did."""
+    for block, layer_stats in zip(model.blocks(), stats, strict=True):
+        for rules, routed in zip(balance_rules(block), layer_stats, strict=True):
+            for rule in rules:
+                rule.after_step(routed, step)
