@@ -1,0 +1,1 @@
+"""Watching a run: taps and meters inside the model, alarms, sinks, the display and the report."""
