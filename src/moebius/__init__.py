@@ -1,7 +1,7 @@
 """moebius trains small, frontier-quality Mixture-of-Experts language models.
 
-`moebius.load(run)` gives `(model, tokenizer)`; `moebius.train(run)` trains a recipe. Both are looked
-up when first used, so that `import moebius` itself stays cheap.
+`moebius.load(run)` gives `(model, tokenizer)`; `moebius.train(run)` trains a recipe. Both are
+looked up when first used, so that `import moebius` itself stays cheap.
 """
 
 import importlib

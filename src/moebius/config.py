@@ -1,9 +1,10 @@
 """Configuration: frozen dataclasses, JSON, strict keys and types, dotted overrides.
 
 A config is a tree of frozen dataclasses. A field whose type is a `Variant` takes any class of that
-seam: by its name in the seam's lazy table, or by `module:Class`, or by `file.py:Class` for a user's
-own. In JSON a variant carries `"use"`, the name of its class. Fields made with `runtime` only run an
-experiment; all others identify it. Every error is a ValueError of one line that names the field.
+seam: by its name in the seam's lazy table, or by `module:Class`, or by `file.py:Class` for a
+user's own. In JSON a variant carries `"use"`, the name of its class. Fields made with `runtime`
+only run an experiment; all others identify it. Every error is a ValueError of one line that names
+the field.
 """
 
 import dataclasses
@@ -178,13 +179,15 @@ def _dataclass_from_json(cls: type, data: Any, where: str) -> Any:
     known = {field.name for field in fields(cls)}
     for key in data:
         if key not in known:
-            raise ValueError(f"{_at(where)}{cls.__name__} has no field {key!r}{nearest(key, known)}")
+            raise ValueError(
+                f"{_at(where)}{cls.__name__} has no field {key!r}{nearest(key, known)}"
+            )
     values = {key: from_json(hints[key], item, _dot(where, key)) for key, item in data.items()}
     return construct(cls, values, where)
 
 
 def construct(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Call a config's constructor; what is missing or does not fit is a ValueError with its place."""
+    """Call a config's constructor; what is missing or unfit is a ValueError with its place."""
     missing = [
         field.name
         for field in fields(cls)

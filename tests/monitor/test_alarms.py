@@ -116,14 +116,12 @@ def test_saturated_bias_is_measured_by_the_mean_score() -> None:
     assert told(narrow, bias_range=10.0) == [
         "saturated bias, layer 1: bias range 0.9 against a mean score of 0.0833 (threshold 0.833)"
     ]
-    sigmoid = Alarms(AlarmConfig(bias_range=10.0), 1e-16, ROLES, mean_score=0.5)
-    assert [text for item in narrow for text in sigmoid.check(item)] == []
+    sigmoid = run({"bias_min": -0.3, "bias_max": 0.6, "mean_score": 0.5})
+    assert told(sigmoid, bias_range=10.0) == []
 
 
 def test_published_healthy_bias_of_a_sigmoid_router_is_silent() -> None:
-    alarms = Alarms(AlarmConfig(), 1e-16, ROLES, mean_score=0.5)
-    lines = run({"bias_min": -0.57, "bias_max": 0.73})
-    assert [text for item in lines for text in alarms.check(item)] == []
+    assert told(run({"bias_min": -0.57, "bias_max": 0.73, "mean_score": 0.5})) == []
 
 
 def test_r_g_above_a_tenth() -> None:

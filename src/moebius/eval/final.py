@@ -1,26 +1,25 @@
 """The evaluation at the end of a run: what its summary says beside its own speed and size.
 
-Bits per byte beside the compressors (measured once a corpus and kept beside its shards), a sample, and
-which tokens get few or many FFN experts.
+Bits per byte beside the compressors (measured once a corpus and kept beside its shards), a sample,
+and which tokens get few or many FFN experts.
 """
 
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moebius.data import Prepared, Tokenizer, heldout_batches
+from moebius.data import Prepared
 from moebius.eval.baselines import ngram, xz_all, xz_each
-from moebius.eval.bits_per_byte import bits_per_byte
+from moebius.eval.bits_per_byte import Heldout, bits_per_byte
 from moebius.infer.sample import sample_text
+from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
-from moebius.train.session import Session
-from moebius.train.step import context_of
 
 # Baselines of a large corpus are taken over this much of each side.
 BASELINE_BYTES = 64 << 20
@@ -28,23 +27,25 @@ PROMPT = "def "
 PASSAGE = 400
 
 
-def evaluate(session: Session) -> dict[str, Any]:
-    """The figures of a finished run; writes `tokens.json` where the model routes."""
-    run, model, prepared = session.run, session.state.model, session.prepared
-    result = bits_per_byte(
-        model,
-        prepared,
-        run.sequence_length,
-        run.batch,
-        dtype=session.dtype,
-        device=session.device,
-    )
-    tokens = expert_use(session)
-    if tokens is not None:
-        session.folder.write_json("tokens.json", tokens)
+def evaluate(
+    model: LM,
+    prepared: Prepared,
+    *,
+    sequence_length: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    write: Callable[[str, Mapping[str, Any]], object],
+) -> dict[str, Any]:
+    """The figures of a finished run; `write(name, data)` keeps `tokens.json` if it routes."""
     model.eval()
-    sample = sample_text(model, prepared.tokenizer, PROMPT, 200, seed=run.seed)
-    model.train()
+    heldout = Heldout(prepared, sequence_length, batch, dtype, device)
+    result = bits_per_byte(model, heldout)
+    use = expert_use(model, heldout)
+    if use is not None:
+        write("tokens.json", use)
+    sample = sample_text(model, prepared.tokenizer, PROMPT, 200, seed=seed)
     return {
         "val_bits_per_byte": result.bits_per_byte,
         "val_loss": result.loss,
@@ -62,8 +63,8 @@ def baselines(prepared: Prepared) -> dict[str, float]:
         known = json.loads(path.read_text())
         if known.pop("digest") == prepared.digest:
             return known
-    heldout = _upto(text for _, text in prepared.heldout_documents())
-    train = _upto(text for _, text in prepared.train_documents())
+    heldout = _up_to(BASELINE_BYTES, (text for _, text in prepared.heldout_documents()))
+    train = _up_to(BASELINE_BYTES, (text for _, text in prepared.train_documents()))
     figures = {
         "xz_each_bits_per_byte": xz_each(heldout),
         "xz_all_bits_per_byte": xz_all(heldout),
@@ -75,12 +76,12 @@ def baselines(prepared: Prepared) -> dict[str, float]:
     return figures
 
 
-def _upto(texts: Iterable[bytes]) -> list[bytes]:
-    sizes = 0
+def _up_to(limit: int, texts: Iterable[bytes]) -> list[bytes]:
+    size = 0
     kept: list[bytes] = []
     for text in texts:
-        sizes += len(text)
-        if kept and sizes > BASELINE_BYTES:
+        size += len(text)
+        if kept and size > limit:
             break
         kept.append(text)
     return kept
@@ -99,40 +100,29 @@ class _Budgets(Observer):
             self.num_layers += 1
 
     def see_gradient(self, name: str, grad: Tensor, index: Tensor) -> None:
-        pass
+        """No gradients flow in an evaluation."""
 
 
 @torch.no_grad()
-def expert_use(session: Session, num_batches: int = 8) -> dict[str, Any] | None:
+def expert_use(model: LM, heldout: Heldout, num_batches: int = 8) -> dict[str, Any] | None:
     """Mean FFN experts of held-out tokens: a passage, and by token; None without a router."""
-    run, tokenizer = session.run, session.prepared.tokenizer
-    parts = heldout_batches(session.prepared, run.sequence_length, run.batch)
-    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    passage: list[list[Any]] = []
+    token_text = heldout.prepared.tokenizer.token_text
+    counts: dict[int, int] = defaultdict(int)
+    totals: dict[int, float] = defaultdict(float)
+    passage: list[tuple[str, float]] = []
     num_layers = 0
-    session.state.model.eval()
-    for part in itertools.islice(parts, num_batches):
-        rows = part.to(session.device)
+    for tokens_BT, _, ctx in itertools.islice(heldout.batches(), num_batches):
         budgets = _Budgets()
         with observing(budgets):
-            session.state.model(rows.tokens_BT, context_of(rows, 0), dtype=session.dtype)
+            model(tokens_BT, ctx, dtype=heldout.dtype)
         if budgets.total_N is None:
-            break
+            return None
         num_layers = budgets.num_layers
         mean_N = budgets.total_N.float() / num_layers
-        tokens = rows.tokens_BT.flatten().tolist()
-        for token, mean in zip(tokens, mean_N.tolist(), strict=True):
-            sums[token][0] += 1
-            sums[token][1] += mean
-        if not passage:
-            pairs = zip(tokens[:PASSAGE], mean_N[:PASSAGE].tolist(), strict=True)
-            passage = [[_text(tokenizer, token), mean] for token, mean in pairs]
-    session.state.model.train()
-    if not passage:
-        return None
-    by_token = [[_text(tokenizer, k), int(n), total / n] for k, (n, total) in sums.items()]
+        pairs = list(zip(tokens_BT.flatten().tolist(), mean_N.tolist(), strict=True))
+        for token, mean in pairs:
+            counts[token] += 1
+            totals[token] += mean
+        passage = passage or [(token_text(token), mean) for token, mean in pairs[:PASSAGE]]
+    by_token = [(token_text(token), n, totals[token] / n) for token, n in counts.items()]
     return {"passage": passage, "by_token": by_token, "layers": num_layers}
-
-
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.token_text(token)

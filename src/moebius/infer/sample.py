@@ -22,8 +22,8 @@ def generate(
 ) -> Tensor:
     """Continue each prompt (of equal length, at least one token) by up to `num_tokens` tokens.
 
-    Returns the new tokens [B, <= num_tokens]; a row that met `stop` repeats it to the end. Temperature
-    0 is greedy. Raises ValueError for options out of range.
+    Returns the new tokens [B, <= num_tokens]; a row that met `stop` repeats it to the end.
+    Temperature 0 is greedy. Raises ValueError for options out of range.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, and top_p {top_p} in (0, 1]")
@@ -50,9 +50,7 @@ def generate(
     return torch.stack(new, dim=1) if new else prompt_BT[:, :0]
 
 
-def draw(
-    logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator
-) -> Tensor:
+def draw(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
     """One token a row: greedy at temperature 0, else from the smallest set of mass >= top_p."""
     if temperature == 0:
         return logits_BV.argmax(-1)

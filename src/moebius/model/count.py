@@ -1,7 +1,7 @@
 """Counting by building: parameters, active parameters and FLOPs of a model, from its modules.
 
-Active = every matrix weight a token's products read, router and head included, the embedding look-up
-not, a tied matrix once. Norms and other vectors count too; they are small.
+Active = every matrix weight a token's products read, router and head included, the embedding
+look-up not, a tied matrix once. Norms and other vectors count too; they are small.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """The language model: embedding, a pattern of blocks, head, and the ends a recipe adds.
 
-`forward` gives hidden states, `loss` the training loss, `logits` what a user wants. State, precision
-and recompute are arguments; nothing is written to the model. Letters: B T tokens, D width, V vocabulary.
+`forward` gives hidden states, `loss` the training loss, `logits` what a user wants. State,
+precision and recompute are arguments; nothing is written to the model. Letters: B T tokens, D
+width, V vocabulary.
 """
 
 import dataclasses

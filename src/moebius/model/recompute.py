@@ -1,8 +1,8 @@
 """Activation checkpointing that reuses the saved routing.
 
-The top-k of a router is saved, never recomputed: a near-tie cannot flip between forward and backward
-(torchtitan #1117 and many others). Taps are silent while recomputing, and the stats of the second
-pass are discarded with it, so loads count once.
+The top-k of a router is saved, never recomputed: a near-tie cannot flip between forward and
+backward (torchtitan #1117 and many others). Taps are silent while recomputing, and the stats of
+the second pass are discarded with it, so loads count once.
 """
 
 import contextlib

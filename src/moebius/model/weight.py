@@ -1,7 +1,7 @@
 """Weights that carry their role and their initialisation from the line that declares them.
 
-A weight is born filled with NaN; `initialise` fills every one of a model from a seed, in the order of
-declaration. Roles are the vocabulary that optimizers speak.
+A weight is born filled with NaN; `initialise` fills every one of a model from a seed, in the order
+of declaration. Roles are the vocabulary that optimizers speak.
 """
 
 import copy

@@ -47,8 +47,7 @@ class Alarms:
     """Reads every logged line and says what is wrong, each thing once in `repeat_every` lines.
 
     `adam_eps` and `roles` name what Adam divides by and the weight roles that it updates.
-    `mean_score` is the router's mean score: None means 1/E (softmax over E outputs); a sigmoid
-    router gives about 0.5.
+    A layer's bias is judged against the `mean_score` of its line (1/E where the line has none).
     """
 
     def __init__(
@@ -56,12 +55,10 @@ class Alarms:
         config: AlarmConfig,
         adam_eps: float,
         roles: Collection[str],
-        mean_score: float | None = None,
     ) -> None:
         self._config = config
         self._adam_eps = adam_eps
         self._roles = tuple(roles)
-        self._mean_score = mean_score
         self._recent: dict[tuple[str, str], deque[Any]] = {}
         self._said: dict[tuple[str, str], int] = {}
         self._num_lines = 0
@@ -121,7 +118,7 @@ class Alarms:
         middle = self._median("bias", place, width)
         if middle is None or not num_outputs:
             return None
-        mean_score = 1 / num_outputs if self._mean_score is None else self._mean_score
+        mean_score = number(stats, "mean_score") or 1 / num_outputs
         limit = min(self._config.bias_range * mean_score, _BIAS_RANGE_LIMIT)
         if middle <= limit:
             return None

@@ -1,7 +1,7 @@
 """The matmul ceiling: what this machine really does on plain matrix products.
 
-MFU is stated against this, not against a data sheet. The shapes are fixed and named, so that figures
-of different days compare.
+MFU is stated against this, not against a data sheet. The shapes are fixed and named, so that
+figures of different days compare.
 """
 
 import time

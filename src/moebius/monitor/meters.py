@@ -1,7 +1,8 @@
 """Meters: plain numbers from what was tapped and from what routers counted.
 
 Cheap enough to be on for every logged step. Sources: LongCat-Flash 3.1.3 (router similarity, R_g),
-nmoe's post 0002 (CV, entropy, effective experts, dead experts). Letters: E router outputs, S selected.
+nmoe's post 0002 (CV, entropy, effective experts, dead experts). Letters: E router outputs, S
+selected.
 """
 
 import math
@@ -49,7 +50,7 @@ def _padded(x: Tensor, size: int) -> Tensor:
 
 
 def load_metrics(count_E: Tensor, num_ffn: int, hist_S: Tensor) -> dict[str, Any]:
-    """Balance of one router from its counts: load, CV, entropy, dead experts, FFN experts a token."""
+    """Balance of one router from its counts: load, entropy, dead experts, FFN experts a token."""
     count = count_E.double().cpu()
     ffn = count[:num_ffn]
     share = ffn / ffn.sum().clamp(min=1)
@@ -82,7 +83,7 @@ def router_similarity(w_ED: Tensor) -> float:
 
 
 def gradient_ratio(balance_E: Tensor, language_E: Tensor | None) -> float | None:
-    """R_g: the balance loss's gradient norm over the language-model loss's (LongCat-Flash eq. 9)."""
+    """R_g: the balance loss's gradient norm over the language model's (LongCat-Flash eq. 9)."""
     if language_E is None:
         return None
     norm = float(language_E.norm())

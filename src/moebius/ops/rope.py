@@ -1,7 +1,8 @@
-"""Rotary position embedding (Su et al. 2021) on interleaved pairs, as DeepSeek and LongCat store it.
+"""Rotary position embedding (Su et al. 2021) on interleaved pairs, as DeepSeek and LongCat store
+it.
 
-Angles are computed in fp32 from integer positions. Letters: B batch, T sequence, H heads, R rotated
-width (even).
+Angles are computed in fp32 from integer positions. Letters: B batch, T sequence, H heads, R
+rotated width (even).
 """
 
 import torch

@@ -16,8 +16,16 @@ TABLE: Mapping[str, str] = {
 def recipe(name: str) -> Run:
     """The run of a recipe: a name of the table, `module:function` or `file.py:function`."""
     if name not in TABLE and ":" not in name:
-        raise ValueError(f"unknown recipe {name!r}{nearest(name, TABLE)}; or write file.py:function")
+        raise ValueError(
+            f"unknown recipe {name!r}{nearest(name, TABLE)}; or write file.py:function"
+        )
     run = resolve(TABLE.get(name, name))()
     if not isinstance(run, Run):
         raise ValueError(f"{name} returned {type(run).__name__}, not a moebius.train.run.Run")
     return run
+
+
+def listing() -> list[dict[str, str]]:
+    """Every recipe of the table with the first line of its docstring."""
+    named = ((name, resolve(spec).__doc__ or "") for name, spec in sorted(TABLE.items()))
+    return [{"name": name, "what": doc.strip().splitlines()[0]} for name, doc in named]

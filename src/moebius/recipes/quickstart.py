@@ -1,7 +1,7 @@
 """The quickstart: a LongCat-style MoE on the machine's own Python library, in minutes.
 
-Two ScMoE layers of width 256; MLA with variance alignment; zero-computation experts under the budget
-controller; hidden z-loss; Muon for matrices and experts, AdamW for the rest.
+Two ScMoE layers of width 256; MLA with variance alignment; zero-computation experts under the
+budget controller; hidden z-loss; Muon for matrices and experts, AdamW for the rest.
 """
 
 from moebius.data import DataConfig
@@ -20,7 +20,7 @@ from moebius.train.run import Run
 
 
 def quickstart() -> Run:
-    """About 4.5M active of 17M parameters."""
+    """A LongCat-style MoE on this machine's Python library: no download, minutes on a CPU."""
     mixer = MLA(
         heads=4,
         q_rank=128,

@@ -134,7 +134,9 @@ def _train(session: Session, display: LiveDisplay) -> None:
             session.save()
 
     if state.step < run.steps:
-        display.message(f"stopped at step {state.step}; `moebius train --resume {folder.path}` goes on")
+        display.message(
+            f"stopped at step {state.step}; `moebius train --resume {folder.path}` goes on"
+        )
         write_report(folder.path)
         return
     _finish(session, display)
@@ -142,9 +144,18 @@ def _train(session: Session, display: LiveDisplay) -> None:
 
 def _finish(session: Session, display: LiveDisplay) -> None:
     """Evaluate, write the summary and the report, show the closing table."""
-    state, counts = session.state, session.counts
-    display.message("evaluating")
-    evaluate: Callable[[Session], Summary] = resolve(session.run.evaluation)
+    run, state, counts = session.run, session.state, session.counts
+    display.message("evaluating on the held-out documents")
+    figures: Summary = resolve(run.evaluation)(
+        state.model,
+        session.prepared,
+        sequence_length=run.sequence_length,
+        batch=run.batch,
+        dtype=session.dtype,
+        device=session.device,
+        seed=run.seed,
+        write=session.folder.write_json,
+    )
     summary = {
         "steps": state.step,
         "tokens": state.tokens,
@@ -156,7 +167,7 @@ def _finish(session: Session, display: LiveDisplay) -> None:
         "params_active_min": counts.active_min,
         "params_active_mean": counts.active_mean,
         "params_active_max": counts.active_max,
-        **evaluate(session),
+        **figures,
     }
     session.folder.write_json("summary.json", summary)
     report = write_report(session.folder.path)

@@ -14,7 +14,9 @@ from moebius.train.state import TrainState
 from moebius.train.step import StepResult
 
 
-def step_line(state: TrainState, result: StepResult, meter: Meter, counts: Counts) -> dict[str, Any]:
+def step_line(
+    state: TrainState, result: StepResult, meter: Meter, counts: Counts
+) -> dict[str, Any]:
     """The line of the step just done, but for its clock (which is not part of what is exact)."""
     layers = layer_metrics(state.model, result, meter)
     sizes = {"active_min": counts.active_min, "active_max": counts.active_max}
@@ -75,9 +77,7 @@ def role_metrics(model: LM, ratios: dict[str, Tensor]) -> dict[str, dict[str, fl
             norm = torch.linalg.vector_norm(weight.grad)
             square[weight.role] = square.get(weight.role, 0.0) + norm.double().square()
             elements[weight.role] = elements.get(weight.role, 0) + weight.numel()
-    metrics = {
-        role: {"grad_rms": float((square[role] / elements[role]).sqrt())} for role in square
-    }
+    metrics = {role: {"grad_rms": float((square[role] / elements[role]).sqrt())} for role in square}
     for role, ratio in ratios.items():
         metrics.setdefault(role, {})["update_ratio"] = float(ratio)
     return metrics

@@ -1,7 +1,8 @@
 """A run: the frozen config of one experiment, and how a run folder keeps it.
 
-Fields made with `runtime` are free to change at resume; the others identify the experiment. A user's
-own `.py` parts are copied into the folder under their content hash, and named relative to it.
+Fields made with `runtime` are free to change at resume; the others identify the experiment. A
+user's own `.py` parts are copied into the folder under their content hash, and named relative to
+it.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""Setting up a training session: everything checked before anything is written, then everything built.
+"""Setting up a training session: everything checked before anything is written, then everything
+built.
 
 A session is a run, its folder, its data and its state, ready for the loop.
 """
@@ -160,9 +161,7 @@ def _session(
 ) -> Session:
     counts = count(state.model, run.sequence_length)
     ceiling = matmul_rate(device, DTYPES[precision])
-    return Session(
-        run, folder, prepared, loader, state, device, precision, counts, ceiling
-    )
+    return Session(run, folder, prepared, loader, state, device, precision, counts, ceiling)
 
 
 def _trial(

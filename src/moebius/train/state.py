@@ -1,7 +1,8 @@
-"""The state of a training run: everything that a checkpoint must hold for the next step to be exact.
+"""The state of a training run: everything that a checkpoint must hold for the next step to be
+exact.
 
-Weights, router buffers, optimizer moments, counters and torch's own random state. Data needs no state:
-its order is a pure function of the step.
+Weights, router buffers, optimizer moments, counters and torch's own random state. Data needs no
+state: its order is a pure function of the step.
 """
 
 import dataclasses

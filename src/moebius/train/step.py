@@ -60,9 +60,7 @@ def forward_backward(
     stats: Stats = ()
     for batch in micro_batches:
         ctx = context_of(batch, step)
-        loss = model.loss(
-            batch.tokens_BT, batch.targets_BT, ctx, dtype=dtype, recompute=recompute
-        )
+        loss = model.loss(batch.tokens_BT, batch.targets_BT, ctx, dtype=dtype, recompute=recompute)
         (loss.total / ctx.num_targets).backward()
         total = loss.total.detach() if total is None else total + loss.total.detach()
         for name, value in loss.sums.items():

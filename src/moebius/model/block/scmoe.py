@@ -1,7 +1,8 @@
-"""LongCat-Flash's shortcut-connected MoE layer (2.2, fig. 2): two attentions, two dense FFNs, one MoE.
+"""LongCat-Flash's shortcut-connected MoE (2.2, fig. 2): two attentions, two dense FFNs, one MoE.
 
-The MoE reads the normed state after the first attention, the same tensor as the first dense FFN, and
-its output joins at the END of the layer: everything between can run beside the MoE's communication.
+The MoE reads the normed state after the first attention, the same tensor as the first dense FFN,
+and its output joins at the END of the layer: everything between can run beside the MoE's
+communication.
 """
 
 import dataclasses

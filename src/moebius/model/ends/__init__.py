@@ -1,8 +1,8 @@
 """The ends seam: what enters and leaves the stack of blocks. An end is one file plus one line.
 
-The embedding and the head (`head.py`) are always there; `TABLE` lists what a recipe may add to them.
-An end sees the last hidden states and returns them, its own loss injected by autograd, so that the
-reported loss stays pure cross-entropy. Letters: B T tokens, D width, V vocabulary.
+The embedding and the head (`head.py`) are always there; `TABLE` lists what a recipe may add to
+them. An end sees the last hidden states and returns them, its own loss injected by autograd, so
+that the reported loss stays pure cross-entropy. Letters: B T tokens, D width, V vocabulary.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
-"""Multi-token prediction (DeepSeek-V3 2.2; LongCat-Flash 2.4): one more token ahead, by a dense layer.
+"""Multi-token prediction (DeepSeek-V3 2.2; LongCat-Flash 2.4): one more token ahead, by a dense
+layer.
 
-z_t = W [norm(emb(token_{t+1})); norm(h_t)] goes through one pre-norm block and its own final norm to
-the shared head, and predicts token_{t+2}. Depth k repeats it on its own output. Predictions never
-cross a document. Letters: B T tokens, D width.
+z_t = W [norm(emb(token_{t+1})); norm(h_t)] goes through one pre-norm block and its own final norm
+to the shared head, and predicts token_{t+2}. Depth k repeats it on its own output. Predictions
+never cross a document. Letters: B T tokens, D width.
 """
 
 import dataclasses

@@ -1,10 +1,11 @@
-"""Expert capacity with dropping or Hunyuan-Large's recycle routing (2411.02265, 2.2); training only.
+"""Expert capacity with dropping or Hunyuan-Large's recycle routing (2411.02265, 2.2); training
+only.
 
-An FFN expert takes ceil(factor * tokens * FFN experts per token / experts) assignments of its scope,
-the first in token order. What overflows is dropped, or recycled: sent to a uniformly random free slot,
-weighted by the token's own score of the expert it lands on. Scope `sequence` is seeded by step, layer
-and the sequence's global index, so it does not change with the micro-batch split; `micro_batch` by
-the first of them. Letters: M tokens of one scope, S selected, E router outputs.
+An FFN expert takes ceil(factor * tokens * FFN experts per token / experts) assignments of its
+scope, the first in token order. What overflows is dropped, or recycled: sent to a uniformly random
+free slot, weighted by the token's own score of the expert it lands on. Scope `sequence` is seeded
+by step, layer and the sequence's global index, so it does not change with the micro-batch split;
+`micro_batch` by the first of them. Letters: M tokens of one scope, S selected, E router outputs.
 """
 
 import dataclasses

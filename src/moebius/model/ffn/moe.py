@@ -1,9 +1,9 @@
 """Mixture of experts: router + balance rules + experts, shared experts and zero experts.
 
-Zero-computation experts (LongCat-Flash 2.1) return their input, weighted and scaled like the others;
-they are the last router outputs. The routed sum is multiplied by `scaling` and, where a dense FFN was
-split into m finer experts, by LongCat's variance compensation m (2.3.2, eq. 8); shared experts are
-not. Letters: N tokens, D width, F expert width, E experts, S selected.
+Zero-computation experts (LongCat-Flash 2.1) return their input, weighted and scaled like the
+others; they are the last router outputs. The routed sum is multiplied by `scaling` and, where a
+dense FFN was split into m finer experts, by LongCat's variance compensation m (2.3.2, eq. 8);
+shared experts are not. Letters: N tokens, D width, F expert width, E experts, S selected.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from moebius.ops.linear import linear, swiglu
 
 @dataclasses.dataclass(frozen=True)
 class MoE(FeedForwardConfig):
-    """`experts` SwiGLUs of width `expert_width`, of which (with zero experts) a token gets `top_k`."""
+    """`experts` SwiGLUs of width `expert_width`; a token gets `top_k` of them and zero experts."""
 
     experts: int
     expert_width: int

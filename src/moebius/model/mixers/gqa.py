@@ -1,7 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023) with rotary positions and optional QK-norm.
 
-Llama 3 and Hunyuan-Large use it. Letters: D model width, H query heads, G key and value heads, K head
-width. `rope_base=None` gives no positions at all (NoPE).
+Llama 3 and Hunyuan-Large use it. Letters: D model width, H query heads, G key and value heads, K
+head width. `rope_base=None` gives no positions at all (NoPE).
 """
 
 import dataclasses
@@ -37,7 +37,9 @@ class GQA(MixerConfig):
 def check_heads(config: "GQA") -> None:
     """ValueError where heads do not divide, or rotary pairs do not fit."""
     if config.heads % config.kv_heads:
-        raise ValueError(f"heads ({config.heads}) must be a multiple of kv_heads ({config.kv_heads})")
+        raise ValueError(
+            f"heads ({config.heads}) must be a multiple of kv_heads ({config.kv_heads})"
+        )
     if config.rope_base is not None and config.head_width % 2:
         raise ValueError(f"head_width ({config.head_width}) must be even for rotary positions")
 

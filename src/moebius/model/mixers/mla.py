@@ -1,9 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2/V3) with LongCat-Flash's scale correction.
 
 Keys and values are up-projections of one small latent per token. Training expands them (naive);
-decoding keeps only the latent and the rotated key, and moves the up-projections to the query and the
-output (absorbed): multi-query attention over latents. Letters: H heads, P nope width, R rope width,
-V value width, C latent (kv) rank, Q query rank.
+decoding keeps only the latent and the rotated key, and moves the up-projections to the query and
+the output (absorbed): multi-query attention over latents. Letters: H heads, P nope width, R rope
+width, V value width, C latent (kv) rank, Q query rank.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
 """Attention by torch's scaled_dot_product_attention.
 
 Two things are arranged so that the fused kernels stay in reach: the narrower of the key and value
-widths is padded with zeros (exact), and a learned sink (gpt-oss) is a zero key and value whose additive
-mask is the sink's logit (exact). Letters: B batch, T queries, S keys, H query heads, G key heads.
+widths is padded with zeros (exact), and a learned sink (gpt-oss) is a zero key and value whose
+additive mask is the sink's logit (exact). Letters: B batch, T queries, S keys, H query heads, G
+key heads.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The expert op: each token's rows through the experts chosen for it, weighted and summed.
 
-`naive` (a loop over experts) is the truth in any precision; `segments` sorts the rows once and runs
-one matrix product a segment, the fast path on a CPU; `grouped` hands the same sorted rows to torch's
-grouped_mm, the fast path on CUDA. Experts are SwiGLU; weights in the layout E2FD and EDF.
+`naive` (a loop over experts) is the truth in any precision; `segments` sorts the rows once and
+runs one matrix product a segment, the fast path on a CPU; `grouped` hands the same sorted rows to
+torch's grouped_mm, the fast path on CUDA. Experts are SwiGLU; weights in the layout E2FD and EDF.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """The balance seam: what keeps experts evenly used. A rule is one file plus one line.
 
-A rule may hold a selection bias that it moves after each step (a controller), or add a loss, or both.
-Every loss names its scope, equals its closed form there, and is a sum divided by the global count of
-targets, so that micro-batches add up. Letters: N tokens, E router outputs, J groups of them.
+A rule may hold a selection bias that it moves after each step (a controller), or add a loss, or
+both. Every loss names its scope, equals its closed form there, and is a sum divided by the global
+count of targets, so that micro-batches add up. Letters: N tokens, E router outputs, J groups of
+them.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """LongCat-Flash's device-level load-balance loss (2.3, eq. 3-5), with the zero-expert group.
 
-FFN experts are split into `groups` equal groups (devices; each expert its own where it is None); all
-zero experts form one group more. Selections are counted as slots, so that the loss is `coefficient` at
-target load.
+FFN experts are split into `groups` equal groups (devices; each expert its own where it is None);
+all zero experts form one group more. Selections are counted as slots, so that the loss is
+`coefficient` at target load.
 """
 
 import dataclasses

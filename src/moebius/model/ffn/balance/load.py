@@ -1,9 +1,10 @@
 """Load losses over any grouping of experts, in three scopes: alpha * sum_j f_j P_j.
 
-f_j is the load of group j over its target, P_j its mean probability; at target load the loss is alpha
-whatever P. `sequence` and `micro_batch` take both from the tokens of that scope. `global` cannot know
-f of the global batch while its first micro-batch runs backward; it takes f of the PREVIOUS global
-batch (uniform before the first), so gradients do not depend on the micro-batch split.
+f_j is the load of group j over its target, P_j its mean probability; at target load the loss is
+alpha whatever P. `sequence` and `micro_batch` take both from the tokens of that scope. `global`
+cannot know f of the global batch while its first micro-batch runs backward; it takes f of the
+PREVIOUS global batch (uniform before the first), so gradients do not depend on the micro-batch
+split.
 """
 
 from typing import Literal

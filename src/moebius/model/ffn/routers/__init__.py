@@ -47,7 +47,9 @@ class Selection:
     def check(self, num_outputs: int) -> None:
         """ValueError where the numbers do not fit `num_outputs` router outputs."""
         if not 1 <= self.top_k <= num_outputs:
-            raise ValueError(f"top_k ({self.top_k}) must lie in 1..{num_outputs}, the router outputs")
+            raise ValueError(
+                f"top_k ({self.top_k}) must lie in 1..{num_outputs}, the router outputs"
+            )
         if self.renormalise and self.top_k == 1:
             raise ValueError("top_k 1 with renormalise makes every weight 1: no router gradient")
         if self.num_groups > 1 and num_outputs % self.num_groups:

@@ -1,0 +1,52 @@
+# Two commands from a bare machine (Python >= 3.11 and make): `make quickstart` and `make test`.
+#
+# TORCH says which build of PyTorch to install: `default` is whatever pip gives for the pinned version,
+# `cpu` and `cuda` take PyTorch's own index for them, `preinstalled` uses the one of the system Python.
+
+PYTHON ?= python3
+TORCH ?= default
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH_PIN := $(shell grep '^torch==' constraints.txt)
+READY := $(VENV)/.ready
+
+ifeq ($(TORCH),cpu)
+TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
+else ifeq ($(TORCH),cuda)
+TORCH_INDEX := --index-url https://download.pytorch.org/whl/cu130
+endif
+
+.PHONY: quickstart test test-all lint setup clean
+
+quickstart: setup
+	$(BIN)/moebius train quickstart
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/pyright
+
+setup: $(READY)
+
+# A second run installs nothing: the stamp is newer than what it was made from.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moebius needs Python 3.11 or newer; set PYTHON=")'
+ifeq ($(TORCH),preinstalled)
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(PIP) install --constraint constraints-no-torch.txt --editable ".[dev]"
+else
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH_INDEX) "$(TORCH_PIN)"
+	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+endif
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build

@@ -1,0 +1,1 @@
+"""Benchmarks: interleaved, medians, beside the matmul ceiling; no ratio unless outputs agree."""
