@@ -67,6 +67,13 @@ def _run(name: str, overrides: list[str] | None) -> Run:
     return override(recipe(name), overrides or [])
 
 
+def _run_or_quickstart(name: str, overrides: list[str] | None) -> Run:
+    """The run of verbs whose recipe may be left out, so that an override may come first."""
+    if "=" in name:
+        return _run("quickstart", [name, *(overrides or [])])
+    return _run(name, overrides)
+
+
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes."""
@@ -132,7 +139,7 @@ def inspect_data(
     as_json: AsJson = False,
 ) -> None:
     """Show a recipe's corpus: sizes, mixture, what was skipped and why, decoded samples."""
-    run = _run(name, overrides)
+    run = _run_or_quickstart(name, overrides)
     with progress_bar() as progress:
         prepared = prepare(run.data, run.vocab, progress=progress)
     loader = Loader(prepared, run.sequence_length, run.batch, run.seed, run.batch_ramp)
@@ -152,7 +159,7 @@ def step_bench(
 ) -> None:
     """Time whole training steps of a recipe beside a dense model of equal active parameters."""
     with progress_bar() as progress:
-        result = bench_step(_run(name, overrides), repeats, progress)
+        result = bench_step(_run_or_quickstart(name, overrides), repeats, progress)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:

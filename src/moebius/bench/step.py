@@ -1,8 +1,8 @@
 """`moebius bench step`: whole training steps on real text, beside the dense twin, in one run.
 
-Steps of all models are interleaved and their medians taken; the router learns as in training. Before
-any ratio is printed, the experts in use are compared, values and gradients, with the naive loop on the
-model's own routing.
+Steps of all models are interleaved and their medians taken; the router learns as in training.
+Before any ratio is printed, the experts in use are compared, values and gradients, with the naive
+loop on the model's own routing.
 """
 
 import statistics

@@ -16,7 +16,7 @@ from rich.progress import (
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback `(stage, bytes done, bytes in all)` that draws on stderr while it is a terminal."""
+    """A callback `(stage, bytes done, bytes in all)` drawn on stderr where that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
