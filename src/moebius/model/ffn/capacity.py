@@ -18,6 +18,7 @@ from torch import Tensor
 from moebius.model.context import Context
 from moebius.model.ffn.balance import Layout
 from moebius.model.ffn.routers import Route
+from moebius.monitor.tap import tap_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,15 @@ class Capacity:
     overflow: Literal["drop", "recycle"] = "drop"
     scope: Literal["sequence", "micro_batch"] = "sequence"
 
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise ValueError(f"factor ({self.factor}) must be above 0; 1 gives room for mean load")
+
     def limit(self, num_tokens: int, layout: Layout) -> int:
         """Assignments that one FFN expert takes from `num_tokens` tokens."""
-        return math.ceil(self.factor * num_tokens * layout.ffn_per_token / layout.num_ffn)
+        mean = num_tokens * layout.ffn_per_token / layout.num_ffn
+        # Rounded first: 1.1 * 70 is a little above 77 in floating point.
+        return math.ceil(round(self.factor * mean, 6))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +64,8 @@ def fit(capacity: Capacity, layout: Layout, route: Route, ctx: Context, layer: i
         dropped, recycled = dropped + lost, recycled + moved
     index_NS = index_XMS.flatten(0, 1)
     kept_NS = index_NS < layout.num_outputs
-    weight_NS = route.score_NE.gather(-1, index_NS.clamp(max=layout.num_outputs - 1)) * kept_NS
+    landed_NS = index_NS.clamp(max=layout.num_outputs - 1)
+    weight_NS = tap_gradient("score", route.score_NE.gather(-1, landed_NS), landed_NS) * kept_NS
     # An assignment that stayed keeps the weight its router gave it (renormalised or not).
     weight_NS = torch.where(index_NS == route.index_NS, route.weight_NS, weight_NS)
     counts = torch.tensor([dropped, recycled], device=index_NS.device)
@@ -84,7 +92,16 @@ def _fit_scope(
     slots = slots[order][: len(over)]
     moved = over[: len(slots)]
     # A token never holds one expert twice: such a landing is dropped instead.
-    held = (index_MS[moved // index_MS.shape[1]] == slots[:, None]).any(-1)
+    token = moved // index_MS.shape[1]
+    held = (index_MS[token] == slots[:, None]).any(-1) | _seen_before(token * len(free_E) + slots)
     flat[moved[~held]] = slots[~held]
     num_moved = int((~held).sum())
     return len(over) - num_moved, num_moved
+
+
+def _seen_before(key: Tensor) -> Tensor:
+    """True where an equal entry stands earlier in a vector."""
+    order = key.argsort(stable=True)
+    seen = torch.zeros_like(key, dtype=torch.bool)
+    seen[order[1:]] = key[order[1:]] == key[order[:-1]]
+    return seen

@@ -2,8 +2,9 @@
 
 Zero-computation experts (LongCat-Flash 2.1) return their input, weighted and scaled like the
 others; they are the last router outputs. The routed sum is multiplied by `scaling` and, where a
-dense FFN was split into m finer experts, by LongCat's variance compensation m (2.3.2, eq. 8);
-shared experts are not. Letters: N tokens, D width, F expert width, E experts, S selected.
+dense FFN was split into m finer experts, by LongCat's variance compensation m (2.3.2, eq. 8), for
+which they are drawn as slices of that FFN; shared experts are not. Letters: N tokens, D width, F
+expert width, E experts, S selected.
 """
 
 import dataclasses
@@ -53,6 +54,13 @@ class MoE(FeedForwardConfig):
             raise ValueError("ffn_per_token below top_k needs zero_experts to take the rest")
         if budget == self.top_k and self.zero_experts > 0:
             raise ValueError("zero_experts need ffn_per_token below top_k, or nothing reaches them")
+        if self.zero_experts and budget > self.experts:
+            raise ValueError(f"ffn_per_token ({budget}) exceeds the {self.experts} experts")
+        if self.top_k - budget > self.zero_experts:
+            raise ValueError(
+                f"ffn_per_token ({budget}) leaves {self.top_k - budget} of top_k ({self.top_k}) to "
+                f"zero_experts ({self.zero_experts}), of which a token takes each once; add more"
+            )
         return Layout(self.experts, self.zero_experts, self.top_k, budget)
 
     def build(self, site: Site) -> FeedForward:
@@ -68,7 +76,9 @@ class MoELayer(FeedForward):
         self.rules = nn.ModuleList(rule.build(self.layout) for rule in config.balance)
         gate_up, down = (num_experts, 2 * hidden, width), (num_experts, width, hidden)
         self.w_gate_up_E2FD = Weight(gate_up, "expert", std=site.into(width), blocks=2)
-        self.w_down_EDF = Weight(down, "expert", std=site.back(hidden))
+        # The deviation of the unsplit FFN: eq. 8 counts the narrower hidden layer as lost variance.
+        down_std = site.back(hidden) * config.split**-0.5
+        self.w_down_EDF = Weight(down, "expert", std=down_std)
         self.shared_gate_up = self.shared_down = None
         if config.shared_experts:
             shared = config.shared_experts * hidden
@@ -138,7 +148,7 @@ class MoELayer(FeedForward):
 
     def uses_per_token(self) -> dict[str, tuple[float, float, float]]:
         layout = self.layout
-        least = 0.0 if layout.num_zero else float(layout.top_k)
+        least = float(max(0, layout.top_k - layout.num_zero))
         most = float(min(layout.top_k, layout.num_ffn))
         counts = (least, layout.ffn_per_token, most)
         share = tuple(count / layout.num_ffn for count in counts)

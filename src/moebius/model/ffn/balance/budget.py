@@ -56,9 +56,10 @@ class _Budget(BalanceRule):
     @torch.no_grad()
     def after_step(self, stats: RouteStats, step: int) -> None:
         layout, config = self.layout, self.config
-        target = layout.ffn_per_token / layout.top_k / layout.num_ffn
-        slots = layout.top_k * stats.num_tokens.clamp(min=1)
-        error_E = target - (stats.count_E / slots).to(self.bias.dtype)
+        # Whole assignments are compared, so that the error at target load is exactly 0.
+        target = layout.ffn_per_token * stats.num_tokens.double()
+        slots = layout.num_ffn * layout.top_k * stats.num_tokens.clamp(min=1)
+        error_E = ((target - layout.num_ffn * stats.count_E) / slots).to(self.bias.dtype)
         error_E[layout.num_ffn :] = 0.0
         self.error_sum += error_E
         slope_E = error_E - self.error_last

@@ -57,9 +57,8 @@ class LoadLoss(BalanceRule):
         return (self._grouped(share_E) / self.target.to(share_E.dtype)).to(self.load.dtype)
 
     def probability_gradient(self, stats: RouteStats) -> Tensor | None:
-        load_J = self.load if self.scope == "global" else self._load_J(stats)
         grad_E = torch.zeros_like(stats.score_sum_E)
-        for group, load in zip(self.groups, load_J, strict=True):
+        for group, load in zip(self.groups, self._load_J(stats), strict=True):
             grad_E[group] = self.coefficient * load.to(grad_E.dtype)
         return grad_E
 

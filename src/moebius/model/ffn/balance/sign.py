@@ -42,7 +42,7 @@ class _Sign(BalanceRule):
     @torch.no_grad()
     def after_step(self, stats: RouteStats, step: int) -> None:
         # In whole assignments times experts, so that the sign is exact.
-        target = self.layout.ffn_per_token * stats.num_tokens
+        target = self.layout.ffn_per_token * stats.num_tokens.double()
         error_E = target - stats.count_E * self.layout.num_ffn
         error_E[self.layout.num_ffn :] = 0
         self.bias += self.config.rate * error_E.sign().to(self.bias.dtype)

@@ -1,0 +1,1 @@
+"""Tests of the feed-forward seam: mixtures of experts, routers, balance rules, capacity."""
