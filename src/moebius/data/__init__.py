@@ -1,6 +1,7 @@
 """Documents -> tokens -> packed, mixed, resumable batches."""
 
 from moebius.data.config import DataConfig, Source
+from moebius.data.inspect import inspect, render
 from moebius.data.loader import Batch, Loader, heldout_batches
 from moebius.data.prepare import prepare
 from moebius.data.prepared import Prepared
@@ -14,6 +15,8 @@ __all__ = [
     "Source",
     "Tokenizer",
     "heldout_batches",
+    "inspect",
     "prepare",
+    "render",
     "train_tokenizer",
 ]

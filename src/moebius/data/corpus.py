@@ -49,15 +49,16 @@ def split_of(corpus: Corpus, config: DataConfig) -> Split:
     """Who is held out; reads until both sides have a document."""
     budget = Budget(config.max_bytes)
     documents = documents_of(corpus.files, corpus, config, budget, Tally())
-    return find_split((document.origin for document in documents), corpus.name)
+    cap = "" if config.max_bytes is None else f" within data.max_bytes={config.max_bytes}"
+    return find_split((document.origin for document in documents), f"{corpus.name!r}{cap}")
 
 
 def groups_of(files: tuple[File, ...]) -> list[tuple[File, ...]]:
     """Consecutive files, up to GROUP_BYTES together; a larger file is a group of its own."""
     groups: list[list[File]] = []
-    size = GROUP_BYTES
+    size = 0
     for file in files:
-        if size + file.size > GROUP_BYTES:
+        if not groups or size + file.size > GROUP_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(file)

@@ -8,6 +8,7 @@ corpus of one plain file is cut into documents of their own, so that it has a he
 
 import hashlib
 import os
+import stat
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -122,9 +123,9 @@ def find_split(origins: Iterable[str], name: str) -> Split:
         if not highest or digest(origin) > digest(highest):
             highest = origin
     if not sides:
-        raise ValueError(f"{name} holds no usable text; looked for {LOOKED_FOR}")
+        raise ValueError(f"data.path: no usable text in {name}; looked for {LOOKED_FOR}")
     if lowest == highest:
-        raise ValueError(f"{name} holds only one document; two are needed, as one is held out")
+        raise ValueError(f"data.path: only one document in {name}; two are needed, one is held out")
     return Split(highest if True in sides else lowest)
 
 
@@ -148,14 +149,18 @@ def open_corpus(path: str) -> Corpus:
     if path.startswith(HUB):
         return _hub(path)
     place = Path(path).expanduser()
-    if not place.exists():
-        raise ValueError(f"data.path: there is no file or folder {path!r}, nor is it {LIBRARY!r}")
-    if place.is_file():
+    try:
+        mode = place.stat().st_mode
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"data.path: cannot read {path!r} ({reason})") from error
+    if not stat.S_ISDIR(mode):
         return _single(path, place)
     tally = Tally()
     files = tuple(_walk(place, tally))
     if not files:
-        raise ValueError(f"data.path: {path!r} holds no file to read; looked for {LOOKED_FOR}")
+        found = "".join(f"; {reason}: {n}" for reason, (n, _) in sorted(tally.skipped.items()))
+        raise ValueError(f"data.path: no file to read in {path!r}; looked for {LOOKED_FOR}{found}")
     lone = len(files) == 1 and kind_of(files[0].key) == "plain"
     piece = _piece(files[0].size) if lone else None
     return Corpus(path, str(place.resolve()), files, tally, piece)

@@ -70,6 +70,7 @@ def fetch(
     folder: Path,
     max_bytes: int | None,
     progress: Callable[[str, int, int], None] | None,
+    file_bytes: int = FILE_BYTES,
 ) -> Corpus:
     """Stream rows into `folder`, up to `max_bytes` of text; the corpus of what is there then."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def fetch(
     if not state["complete"]:
         rows = _iterate(corpus.hub, _rows(corpus.hub).skip(state["rows"]))
         while not state["complete"]:
-            state = _fetch_file(rows, folder, max_bytes, state)
+            state = _fetch_file(rows, folder, max_bytes, file_bytes, state)
             write_aside(done, json.dumps(state).encode())
             if progress is not None:
                 progress("fetch", state["bytes"], max_bytes or state["bytes"])
@@ -90,7 +91,11 @@ def fetch(
 
 
 def _fetch_file(
-    rows: Iterator[dict[str, Any]], folder: Path, max_bytes: int | None, state: dict[str, Any]
+    rows: Iterator[dict[str, Any]],
+    folder: Path,
+    max_bytes: int | None,
+    file_bytes: int,
+    state: dict[str, Any],
 ) -> dict[str, Any]:
     """Write one more file of rows; returns the new state."""
     lines: list[bytes] = []
@@ -102,7 +107,7 @@ def _fetch_file(
         count += 1
         if max_bytes is not None and state["bytes"] + size >= max_bytes:
             break
-        if size >= FILE_BYTES:
+        if size >= file_bytes:
             complete = False
             break
     write_aside(folder / f"{state['files']:05d}.jsonl", b"".join(lines))

@@ -18,7 +18,7 @@ from moebius.data.prepared import Prepared
 from moebius.data.shards import Shards
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Packed sequences; `num_targets` counts the valid targets of the whole global batch."""
 
@@ -138,6 +138,12 @@ class Loader:
             source.reseed(prepared.config.seed, seed, i) for i, source in enumerate(prepared.train)
         ]
         mixture = prepared.config.mixture()
+        for entry, own in zip(mixture, self._sources, strict=True):
+            if entry.max_epochs and not own.num_windows(sequence_length, entry.max_epochs):
+                raise ValueError(
+                    f"{entry.path!r} gives no whole sequence of {sequence_length} tokens within "
+                    f"max_epochs={entry.max_epochs}; raise max_epochs or leave the source out"
+                )
         self.mixture = Mixture(
             [source.weight for source in mixture],
             [

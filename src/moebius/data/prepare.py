@@ -22,11 +22,7 @@ import numpy as np
 from moebius.data import hub
 from moebius.data.config import DataConfig
 from moebius.data.corpus import sample_of, split_of
-from moebius.data.documents import (
-    Corpus,
-    Split,
-    open_corpus,
-)
+from moebius.data.documents import Corpus, Split, open_corpus
 from moebius.data.prepared import Prepared, digest_of, open_prepared
 from moebius.data.shards import ASIDE, part_is_whole, write_aside
 from moebius.data.tokenizer import MIN_VOCAB, Tokenizer, train_tokenizer
@@ -107,7 +103,12 @@ class _Job:
     def run(self, listed: list[Corpus], fingerprint: str) -> dict[str, Any]:
         """Do what is not done yet, and write the manifest."""
         corpora = [self._local(i, corpus) for i, corpus in enumerate(listed)]
-        splits = [split_of(corpus, self.config) for corpus in corpora]
+        try:
+            splits = [split_of(corpus, self.config) for corpus in corpora]
+        except ValueError:
+            # Only a hub dataset can fail here: the others were looked through before.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         tokenizer, sampled = self._tokenizer(corpora, splits)
         dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
         meter = Meter(self.progress, "tokens", sum(f.size for c in corpora for f in c.files))
@@ -134,12 +135,7 @@ class _Job:
         """A hub dataset is streamed into local rows first; other corpora are local already."""
         if not corpus.hub:
             return corpus
-        report = None if self.progress is None else self.progress
-        try:
-            return hub.fetch(corpus, self._raw(i), self.config.max_bytes, report)
-        except ValueError:
-            shutil.rmtree(self._raw(i), ignore_errors=True)
-            raise
+        return hub.fetch(corpus, self._raw(i), self.config.max_bytes, self.progress)
 
     def _tokenizer(self, corpora: list[Corpus], splits: list[Split]) -> tuple[Tokenizer, int]:
         """Train the tokenizer, or load it where a killed preparation left it."""
@@ -162,6 +158,7 @@ class _Job:
                 yield text
 
         tokenizer = train_tokenizer(texts(), self.vocab)
+        meter.finish()
         write_aside(note, json.dumps(sampled).encode())
         write_aside(path, tokenizer.to_json().encode())
         return tokenizer, sampled

@@ -113,7 +113,8 @@ def _scan(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             while block := stream.read(BLOCK):
-                empty = not decoder.decode(block).strip() and empty
+                text = decoder.decode(block)
+                empty = empty and not text.strip()
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return "invalid UTF-8"

@@ -7,7 +7,9 @@ each document and is never produced from text.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -15,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 DOCUMENT = "<|document|>"
 MIN_VOCAB = 257
+TRAINING_PIECE = 64 << 10
 # The indentation after a line end leaves its last space to the word that follows it.
 INDENT = r"[\r\n]+[ \t]*(?!\S)"
 PATTERN = "|".join(
@@ -29,6 +32,9 @@ PATTERN = "|".join(
         r"\s+",
     ]
 )
+# A line end after a letter or a digit opens a new match, and no look-ahead reaches across it.
+SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9])\n")
+SEGMENT = 64 << 10
 
 
 @functools.cache
@@ -59,9 +65,14 @@ class Tokenizer:
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode on all cores; the GIL is free meanwhile."""
-        batch = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in batch]
+        """Encode on all cores, long texts in segments; the GIL is free meanwhile."""
+        segments = [_segments(text) for text in texts]
+        flat = list(itertools.chain.from_iterable(segments))
+        done = iter(self._inner.encode_batch_fast(flat, add_special_tokens=False))
+        return [
+            list(itertools.chain.from_iterable(next(done).ids for _ in of_text))
+            for of_text in segments
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens; `<|document|>` shows by its name, broken UTF-8 as U+FFFD."""
@@ -105,6 +116,14 @@ class Tokenizer:
             raise ValueError(f"cannot read the tokenizer {path} ({error.strerror})") from error
 
 
+def _segments(text: str, length: int = SEGMENT) -> list[str]:
+    """Cut a long text where PATTERN always does, so that the tokens are those of the whole."""
+    starts = [0]
+    while (cut := SAFE_CUT.search(text, starts[-1] + length)) is not None:
+        starts.append(cut.start())
+    return [text[i:j] for i, j in itertools.pairwise([*starts, len(text)])]
+
+
 def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     """Train on texts. A small corpus may give fewer tokens than `vocab`, which counts token 0."""
     if vocab < MIN_VOCAB:
@@ -124,5 +143,16 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(iter(texts), trainer)
+    inner.train_from_iterator(_short(texts), trainer)
     return Tokenizer(inner)
+
+
+def _short(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, long ones in pieces that end with a line: training holds 256 at a time."""
+    for text in texts:
+        start = 0
+        while len(text) - start > TRAINING_PIECE:
+            end = text.rfind("\n", start, start + TRAINING_PIECE) + 1 or start + TRAINING_PIECE
+            yield text[start:end]
+            start = end
+        yield text[start:]

@@ -5,6 +5,7 @@ frees the GIL, so threads are enough. Going on after a kill, a group reads past 
 finished parts without encoding them.
 """
 
+import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,10 @@ BATCH_BYTES = 1 << 20
 Progress = Callable[[str, int, int], None]
 
 
+class Stopped(Exception):
+    """Ends the threads that are still at work when another has failed, or at Ctrl-C."""
+
+
 @dataclass
 class Meter:
     """Progress over all threads, told by the percent."""
@@ -39,11 +44,18 @@ class Meter:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, num_bytes: int) -> None:
+        """Count some bytes; from any thread."""
         with self.lock:
             self.done = min(self.done + num_bytes, self.total)
             if self.report is not None and (self.done - self.told) * 100 >= self.total:
                 self.told = self.done
                 self.report(self.stage, self.done, self.total)
+
+    def finish(self) -> None:
+        """Tell that all is done; what was left aside counts as done, too."""
+        self.add(self.total)
+        if self.report is not None and self.told < self.total:
+            self.report(self.stage, self.total, self.total)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,9 @@ class Work:
     tokenizer: Tokenizer
     dtype: np.dtype
     meter: Meter
+    part_bytes: int = PART_BYTES
+    batch_bytes: int = BATCH_BYTES
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def sources(self, corpora: list[Corpus], splits: list[Split]) -> list[dict[str, Any]]:
         """Tokenise all sources; the manifest entry of each."""
@@ -82,7 +97,9 @@ class Work:
         try:
             done = list(pool.map(self._task, tasks))
         finally:
+            self.stop.set()
             pool.shutdown(cancel_futures=True)
+        self.meter.finish()
         return [
             self._entry(corpus, [d for t, d in zip(tasks, done, strict=True) if t.source == i])
             for i, corpus in enumerate(corpora)
@@ -127,7 +144,7 @@ class Work:
         documents = documents_of(files, task.corpus, self.config, task.budget, tally)
         for part in parts:
             for document in itertools.islice(documents, part["documents"]):
-                self.meter.add(len(document.text))
+                self.meter.add(len(document.text.encode()))
         last = False
         while not last:
             writer = PartWriter(folder, name, self.dtype, self.tokenizer.document)
@@ -135,7 +152,7 @@ class Work:
             facts = {
                 "last": last,
                 "spent": task.budget.spent,
-                "skipped": tally.skipped,
+                "skipped": copy.deepcopy(tally.skipped),
                 "split": tally.split,
             }
             parts.append(writer.close(facts))
@@ -143,20 +160,23 @@ class Work:
         return parts
 
     def _fill(self, writer: PartWriter, documents: Iterator[Document], split: Split) -> bool:
-        """Add documents up to PART_BYTES; False when there are no more."""
-        while writer.num_bytes < PART_BYTES:
+        """Add documents up to the size of a part; False when there are no more."""
+        while writer.num_bytes < self.part_bytes:
+            if self.stop.is_set():
+                raise Stopped
             batch: list[Document] = []
-            size = 0
+            sizes: list[int] = []
+            room = self.batch_bytes
             for document in documents:
                 batch.append(document)
-                size += len(document.text)
-                if size >= BATCH_BYTES:
+                sizes.append(len(document.text.encode()))
+                room -= sizes[-1]
+                if room <= 0:
                     break
             if not batch:
                 return False
             encoded = self.tokenizer.encode_batch([document.text for document in batch])
-            for document, ids in zip(batch, encoded, strict=True):
-                num_bytes = len(document.text.encode())
+            for document, ids, num_bytes in zip(batch, encoded, sizes, strict=True):
                 writer.add(split.held_out(document.origin), document.key, ids, num_bytes)
-            self.meter.add(size)
+            self.meter.add(sum(sizes))
         return True

@@ -1,0 +1,40 @@
+"""A document of 1 GB: split, kept whole, in bounded memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHILD = """
+import json, resource, sys
+from moebius.data import DataConfig, prepare
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepared = prepare(DataConfig(path=sys.argv[1], cache=sys.argv[2]), 512)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = prepared.manifest["sources"][0]
+unit = 1 if sys.platform == "darwin" else 1024
+facts = {"grown": (peak - base) * unit, "split": source["split"]}
+facts["bytes"] = source["train"]["bytes"] + source["heldout"]["bytes"]
+facts["documents"] = source["train"]["documents"] + source["heldout"]["documents"]
+print(json.dumps(facts))
+"""
+
+
+@pytest.mark.parametrize("megabytes", [pytest.param(8), pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_huge_document_in_bounded_memory(tmp_path: Path, megabytes: int) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "small.txt").write_text("a small text beside it\n")
+    line = b"all of this is kept, whatever the size of the document may be\n"
+    block = line * 16_000
+    with (folder / "huge.txt").open("wb") as stream:
+        for _ in range(megabytes):
+            stream.write(block)
+    command = [sys.executable, "-c", CHILD, str(folder), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert facts["bytes"] == len(block) * megabytes + 23 and facts["split"] == 1
+    assert facts["documents"] >= megabytes * len(block) // (1 << 20)
+    assert facts["grown"] < 400 << 20

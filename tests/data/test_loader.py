@@ -1,0 +1,143 @@
+"""Global batches are a pure function of the step; cutting them changes nothing."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from moebius.data import DataConfig, Loader, Prepared, Source, heldout_batches, prepare
+
+from .conftest import write_folder
+
+FIELDS = ("tokens_BT", "targets_BT", "document_BT", "position_BT", "valid_BT", "sequence_B")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("mixed")
+    a, b = write_folder(root / "a", 40), write_folder(root / "b", 30, first=100)
+    sources = (Source(str(a), 0.75), Source(str(b), 0.25, max_epochs=2.0))
+    return prepare(DataConfig(sources=sources, seed=5, cache=str(root / "cache")), 300)
+
+
+def same(left, right) -> bool:
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in FIELDS)
+
+
+def test_batch_is_a_pure_function_of_the_step(mixed: Prepared) -> None:
+    loader = Loader(mixed, 32, 8, seed=1)
+    in_order = [loader.batch(step) for step in range(12)]
+    for step in (11, 3, 7, 3):
+        assert same(Loader(mixed, 32, 8, seed=1).batch(step), in_order[step])
+        assert same(loader.batch(step), in_order[step])
+    assert not same(Loader(mixed, 32, 8, seed=2).batch(0), in_order[0])
+
+
+def test_batch_fields(mixed: Prepared) -> None:
+    batch = Loader(mixed, 32, 8, seed=1).batch(2)
+    for name in FIELDS[:4]:
+        assert getattr(batch, name).shape == (8, 32) and getattr(batch, name).dtype == torch.int64
+    assert torch.equal(batch.tokens_BT[:, 1:], batch.targets_BT[:, :-1])
+    assert batch.valid_BT.all() and batch.num_targets == 256
+    assert batch.sequence_B.tolist() == list(range(16, 24))
+    starts = batch.tokens_BT == mixed.tokenizer.document
+    starts[:, 0] = True
+    assert torch.equal(batch.position_BT == 0, starts)
+    assert torch.equal(batch.document_BT, starts.long().cumsum(1) - 1)
+
+
+def test_split_and_shard_only_cut(mixed: Prepared) -> None:
+    batch = Loader(mixed, 16, 8, seed=1).batch(0)
+    for micro in (1, 2, 3, 8, 100):
+        parts = batch.split(micro)
+        assert len(parts) == math.ceil(8 / micro)
+        assert all(part.num_targets == 128 and len(part) <= micro for part in parts)
+        for name in FIELDS:
+            assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(batch, name))
+        assert sorted(set().union(*(part.keys() for part in parts))) == sorted(batch.keys())
+    for world in (1, 2, 3, 8):
+        ranks = [batch.shard(rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat([rank.tokens_BT for rank in ranks]), batch.tokens_BT)
+    with pytest.raises(ValueError, match="9 ranks"):
+        batch.shard(0, 9)
+    assert same(batch.to("cpu"), batch)
+
+
+def test_keys_are_those_of_the_texts(mixed: Prepared) -> None:
+    texts = dict(mixed.train_documents())
+    for row in Loader(mixed, 16, 8, seed=1).batch(1).split(1):
+        tokens = [*row.tokens_BT[0].tolist(), int(row.targets_BT[0, -1])]
+        pieces = mixed.tokenizer.decode(tokens).split("<|document|>")
+        keys = row.keys()
+        for piece in pieces:
+            assert any(piece.encode().strip(b"\xef\xbf\xbd") in texts[key] for key in keys)
+
+
+def test_ramp(prepared: Prepared) -> None:
+    loader = Loader(prepared, 8, 2, seed=0, ramp=((3, 4), (5, 6)))
+    sizes = [len(loader.batch(step)) for step in range(8)]
+    assert sizes == [2, 2, 2, 4, 4, 6, 6, 6]
+    assert [loader.tokens_until(step) for step in range(9)] == [
+        8 * sum(sizes[:step]) for step in range(9)
+    ]
+    plain = Loader(prepared, 8, 2, seed=0)
+    ahead = torch.cat([plain.batch(step).tokens_BT for step in range(16)])
+    ramped = torch.cat([loader.batch(step).tokens_BT for step in range(8)])
+    assert torch.equal(ramped, ahead)
+    for ramp in (((0, 4),), ((5, 4), (3, 6)), ((2, 0),)):
+        with pytest.raises(ValueError):
+            Loader(prepared, 8, 2, seed=0, ramp=ramp)
+
+
+def test_mixture_and_epochs(mixed: Prepared) -> None:
+    loader = Loader(mixed, 32, 4, seed=1)
+    given = 2 * mixed.train[1].num_tokens // 32
+    steps = given + 20
+    keys = {1: set(), 0: set()}
+    counts = [0, 0]
+    for step in range(steps):
+        for row in loader.batch(step).split(1):
+            ours = [shards is loader._sources[1].shards for shards, _ in row.touched[0]]
+            assert all(ours) or not any(ours)
+            counts[ours[0]] += 1
+            keys[ours[0]].update(row.keys())
+            if ours[0]:
+                assert step <= given
+    assert counts == [4 * steps - given, given]
+    assert len(keys[1]) == mixed.train[1].shards.num_documents
+
+
+def test_a_run_longer_than_the_capped_data_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    source = prepared.config.path
+    config = DataConfig(sources=(Source(source, max_epochs=1.5),), cache=str(tmp_path))
+    capped = prepare(config, 300)
+    longest = int(capped.train[0].num_tokens * 1.5) // 16 // 4
+    Loader(capped, 16, 4, seed=0, steps=longest).batch(longest - 1)
+    with pytest.raises(ValueError, match="max_epochs"):
+        Loader(capped, 16, 4, seed=0, steps=longest + 1)
+    with pytest.raises(ValueError, match="max_epochs"):
+        Loader(capped, 16, 4, seed=0).batch(longest)
+    with pytest.raises(ValueError, match="no whole sequence"):
+        Loader(capped, 10**6, 1, seed=0)
+
+
+@pytest.mark.parametrize(("length", "batch"), [(1, 7), (16, 4), (33, 3), (10**5, 2)])
+def test_every_held_out_token_is_a_target_once(mixed: Prepared, length: int, batch: int) -> None:
+    batches = list(heldout_batches(mixed, length, batch))
+    targets, inputs = [], []
+    for part in batches:
+        assert part.num_targets == int(part.valid_BT.sum())
+        targets += part.targets_BT[part.valid_BT].tolist()
+        inputs += part.tokens_BT[part.valid_BT].tolist()
+    stream: list[int] = []
+    for _, text in mixed.heldout_documents():
+        stream += [mixed.tokenizer.document, *mixed.tokenizer.encode(text.decode())]
+    assert inputs == stream and targets == [*stream[1:], mixed.tokenizer.document]
+    assert sum(part.num_targets for part in batches) == sum(s.num_tokens for s in mixed.heldout)
+    assert all(part.valid_BT.all() for part in batches[:-1])
+    numbers = torch.cat([part.sequence_B for part in batches])
+    assert numbers.tolist() == list(range(len(numbers)))
+    keys = itertools.chain.from_iterable(part.keys() for part in batches)
+    assert list(dict.fromkeys(keys)) == [key for key, _ in mixed.heldout_documents()]

@@ -1,0 +1,82 @@
+"""The tokenizer is lossless, never makes its special token from text, and is the same every
+time.
+"""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moebius.data import Tokenizer, train_tokenizer
+from moebius.data.tokenizer import _segments
+
+from .conftest import text_of
+
+TOKENIZER = train_tokenizer((text_of(i) for i in range(50)), 300)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+CODE = st.text("ab_ \t\r\n(){}:.,'\"019", max_size=200)
+
+
+@given(st.one_of(TEXTS, CODE))
+def test_any_text_comes_back_exactly(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert b"".join(map(TOKENIZER.token_bytes, ids)) == text.encode()
+    assert TOKENIZER.document not in ids
+    assert TOKENIZER.encode_batch([text, "x"])[0] == ids
+
+
+@given(st.text("ab_ \t\r\n()é:.'19", max_size=300), st.integers(1, 20))
+def test_segments_have_the_tokens_of_the_whole(text: str, length: int) -> None:
+    segments = _segments(text, length)
+    assert "".join(segments) == text
+    assert [i for segment in segments for i in TOKENIZER.encode(segment)] == TOKENIZER.encode(text)
+
+
+def test_a_long_text_is_encoded_as_one() -> None:
+    text = "\n".join(text_of(i, 40) for i in range(200))
+    assert len(_segments(text)) > 1
+    assert TOKENIZER.encode_batch(["a", text, ""]) == [
+        TOKENIZER.encode("a"),
+        TOKENIZER.encode(text),
+        [],
+    ]
+
+
+def test_the_name_of_the_special_token_is_text(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    for tokenizer in (TOKENIZER, Tokenizer.load(tmp_path / "tokenizer.json")):
+        ids = tokenizer.encode("a<|document|>b")
+        assert tokenizer.document == 0 and 0 not in ids
+        assert tokenizer.decode(ids) == "a<|document|>b"
+        assert tokenizer.decode([0, *tokenizer.encode("b")]) == "<|document|>b"
+        assert tokenizer.token_bytes(0) == b"" and tokenizer.token_text(0) == "<|document|>"
+
+
+def test_every_byte_has_a_token_and_texts_are_printable() -> None:
+    single = {TOKENIZER.token_bytes(i) for i in range(TOKENIZER.vocab)}
+    assert {bytes([byte]) for byte in range(256)} <= single
+    texts = [TOKENIZER.token_text(i) for i in range(TOKENIZER.vocab)]
+    assert all(text.isprintable() and text for text in texts)
+    newline = next(i for i in range(TOKENIZER.vocab) if TOKENIZER.token_bytes(i) == b"\n")
+    assert TOKENIZER.token_text(newline) == "\\n"
+
+
+def test_training_is_repeatable_and_gives_at_most_what_was_asked() -> None:
+    again = train_tokenizer((text_of(i) for i in range(50)), 300)
+    assert again.to_json() == TOKENIZER.to_json() and again.vocab == 300
+    assert 257 <= train_tokenizer(["ab ab"], 400).vocab < 300
+
+
+def test_line_end_and_indentation_are_one_token() -> None:
+    tokenizer = train_tokenizer(["if x:\n        return y\n" * 50], 300)
+    tokens = [tokenizer.token_bytes(i) for i in tokenizer.encode("if x:\n        return y\n")]
+    assert b":\n       " in tokens and b" return" in tokens
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="257"):
+        train_tokenizer(["text"], 256)
+    with pytest.raises(ValueError, match="cannot read the tokenizer"):
+        Tokenizer.load(tmp_path / "nowhere.json")
