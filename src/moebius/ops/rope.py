@@ -1,8 +1,7 @@
-"""Rotary position embedding (Su et al. 2021) on interleaved pairs, as DeepSeek and LongCat store
-it.
+"""Rotary position embedding (Su et al. 2021) on interleaved pairs (DeepSeek, LongCat-Flash).
 
-Angles are computed in fp32 from integer positions. Letters: B batch, T sequence, H heads, R
-rotated width (even).
+A pair is a complex number, turned by its angle in at least fp32. Letters: B batch, T sequence, H
+heads, R rotated width (even).
 """
 
 import torch
@@ -17,8 +16,7 @@ def rotate(x_BTHR: Tensor, position_BT: Tensor, base: float) -> Tensor:
     wide = at_least_fp32(x_BTHR.dtype)
     exponent = torch.arange(0, rotated_width, 2, device=x_BTHR.device, dtype=wide) / rotated_width
     angle_BTP = position_BT[..., None].to(wide) * base**-exponent
-    cos_BT1P = angle_BTP.cos()[:, :, None].to(x_BTHR.dtype)
-    sin_BT1P = angle_BTP.sin()[:, :, None].to(x_BTHR.dtype)
-    even, odd = x_BTHR[..., 0::2], x_BTHR[..., 1::2]
-    pairs = (even * cos_BT1P - odd * sin_BT1P, even * sin_BT1P + odd * cos_BT1P)
-    return torch.stack(pairs, dim=-1).flatten(-2)
+    turn_BTP = torch.polar(torch.ones_like(angle_BTP), angle_BTP)
+    pairs_BTHP2 = x_BTHR.to(wide).contiguous().unflatten(-1, (-1, 2))
+    turned_BTHP = torch.view_as_complex(pairs_BTHP2) * turn_BTP[:, :, None]
+    return torch.view_as_real(turned_BTHP).flatten(-2).to(x_BTHR.dtype)
