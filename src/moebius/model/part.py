@@ -20,11 +20,13 @@ class Site:
 
     def into(self, fan_in: int) -> float:
         """Standard deviation that keeps variance through a matrix of `fan_in` inputs."""
+        if fan_in < 1:
+            raise ValueError(f"a matrix of {fan_in} inputs; every width must be at least 1")
         return fan_in**-0.5
 
     def back(self, fan_in: int) -> float:
         """The same for a matrix that writes to the residual stream."""
-        return (fan_in * self.num_writes) ** -0.5
+        return self.into(fan_in * self.num_writes)
 
 
 class Norm(nn.Module):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Role = Literal["embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar"]
 
@@ -33,15 +33,27 @@ class Weight(nn.Parameter):
         constant: float = 0.0,
         blocks: int = 1,
     ) -> Self:
-        weight = torch.Tensor._make_subclass(cls, torch.full(shape, math.nan), True)
-        weight.role, weight.std, weight.constant, weight.blocks = role, std, constant, blocks
-        return weight
+        if min(shape, default=1) < 1:
+            raise ValueError(f"a weight of shape {shape}; every width must be at least 1")
+        return torch.Tensor._make_subclass(cls, torch.full(shape, math.nan), True)
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        role: Role,
+        *,
+        std: float | None = None,
+        constant: float = 0.0,
+        blocks: int = 1,
+    ) -> None:
+        self.role, self.std, self.constant, self.blocks = role, std, constant, blocks
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Weight":
         twin = Weight(
             tuple(self.shape), self.role, std=self.std, constant=self.constant, blocks=self.blocks
         )
         twin.data = copy.deepcopy(self.data, memo)
+        twin.requires_grad_(self.requires_grad)
         memo[id(self)] = twin
         return twin
 
@@ -67,5 +79,7 @@ def initialise(module: nn.Module, seed: int) -> None:
         if weight.std is None:
             weight.fill_(weight.constant)
         else:
-            noise: Tensor = torch.randn(weight.shape, generator=generator)
+            noise = torch.randn(
+                weight.shape, generator=generator, device="cpu", dtype=torch.float32
+            )
             weight.copy_(noise * weight.std)

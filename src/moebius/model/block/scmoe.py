@@ -61,12 +61,15 @@ class _ScMoE(Block):
         a_BTD = x_BTD + mixed_BTD
         h_BTD = self.ffn_norm_0(a_BTD)
         pending = self.moe.begin(h_BTD, ctx)
-        a_BTD = a_BTD + self.dense_0(h_BTD, ctx)[0]
+        y_BTD, stats_0 = self.dense_0(h_BTD, ctx)
+        a_BTD = a_BTD + y_BTD
         seen = {**borrowed, **lent_0}
         mixed_BTD, state_1, lent_1 = self.mixer_1(self.mixer_norm_1(a_BTD), ctx, state_1, seen)
         a_BTD = a_BTD + mixed_BTD
-        a_BTD = a_BTD + self.dense_1(self.ffn_norm_1(a_BTD), ctx)[0]
+        y_BTD, stats_1 = self.dense_1(self.ffn_norm_1(a_BTD), ctx)
         moe_BTD, stats = self.moe.finish(pending)
         new_states = None if state_0 is None or state_1 is None else (state_0, state_1)
         lent = {**lent_0, **lent_1}
-        return BlockOutput(a_BTD + moe_BTD, new_states, lent, () if stats is None else (stats,))
+        # In the order the feed-forwards are declared; a dense FFN has none.
+        all_stats = tuple(each for each in (stats, stats_0, stats_1) if each is not None)
+        return BlockOutput(a_BTD + y_BTD + moe_BTD, new_states, lent, all_stats)

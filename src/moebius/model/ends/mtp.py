@@ -16,6 +16,7 @@ from moebius.model.context import Context
 from moebius.model.ends import End, EndConfig
 from moebius.model.ends.head import Embedding, Head
 from moebius.model.ffn import FeedForwardConfig
+from moebius.model.ffn.routers import Router
 from moebius.model.mixers import MixerConfig
 from moebius.model.part import Norm, Site
 from moebius.model.weight import Weight
@@ -48,6 +49,10 @@ class _Step(nn.Module):
         self.w_join = Weight(shape, "matrix", std=site.into(2 * site.width))
         self.block = PreNorm(config.mixer, config.ffn).build(site)
         self.norm = Norm(site.width, site.eps)
+        if any(isinstance(module, Router) for module in self.modules()):
+            raise ValueError(
+                "the ffn of MTP must not have a router: nothing would balance its load"
+            )
 
 
 class _MTP(End):

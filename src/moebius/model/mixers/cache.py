@@ -39,7 +39,9 @@ class TokenCache(DecodeState):
         return self
 
     def rollback(self, num_tokens: int) -> Self:
-        reach = self.seen if self.window is None else min(self.seen, SLACK)
+        reach = self.seen
+        if self.window is not None and self.kept < self.seen:
+            reach = self.kept - self.window  # a turned ring still needs its window afterwards
         if not 0 <= num_tokens <= reach:
             raise ValueError(f"cannot roll back {num_tokens} tokens; at most {reach} here")
         entries = tuple(entry[:, : self.kept - num_tokens] for entry in self.entries)

@@ -36,7 +36,7 @@ class GQA(MixerConfig):
 
 def check_heads(config: "GQA") -> None:
     """ValueError where heads do not divide, or rotary pairs do not fit."""
-    if config.heads % config.kv_heads:
+    if config.kv_heads < 1 or config.heads % config.kv_heads:
         raise ValueError(
             f"heads ({config.heads}) must be a multiple of kv_heads ({config.kv_heads})"
         )

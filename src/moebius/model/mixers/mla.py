@@ -49,7 +49,7 @@ class _MLA(Mixer):
         if config.scale_correction and config.q_rank is None:
             raise ValueError("scale_correction needs q_rank: it aligns the query latent's variance")
         self.config = config
-        q_in = config.q_rank or site.width
+        q_in = site.width if config.q_rank is None else config.q_rank
         q_out = config.heads * (config.nope_width + config.rope_width)
         kv_out = config.heads * (config.nope_width + config.v_width)
         latent_out = config.kv_rank + config.rope_width
@@ -106,7 +106,8 @@ class _MLA(Mixer):
             assert isinstance(state, TokenCache)
             state = state.extend(c_BTC, k_BTR)
             mask_BTS = state.attend_BTS(x_BTD.shape[1])
-            out_BTHV = self._absorbed(q_BTHP, q_BTHR, *state.entries, mask_BTS)
+            c_BSC, k_BSR = state.entries
+            out_BTHV = self._absorbed(q_BTHP, q_BTHR, c_BSC, k_BSR, mask_BTS)
         return linear(out_BTHV.flatten(-2), self.w_o), state, {}
 
     def _naive(

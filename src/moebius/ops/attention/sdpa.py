@@ -31,8 +31,8 @@ def attention(
     mask = mask_BTS[:, None]
     if sink_H is not None:
         k_BGSK, v_BGSV = F.pad(k_BGSK, (0, 0, 1, 0)), F.pad(v_BGSV, (0, 0, 1, 0))
-        minus_infinity = torch.finfo(q_BTHK.dtype).min
-        bias_BHTS = torch.where(mask, 0.0, minus_infinity).to(q_BTHK.dtype)
+        zero_BHTS = torch.zeros(mask.shape, dtype=q_BTHK.dtype, device=mask.device)
+        bias_BHTS = zero_BHTS.masked_fill(~mask, float("-inf"))
         bias_BHTS = bias_BHTS.expand(-1, sink_H.shape[0], -1, -1)
         sink_BHT1 = sink_H.to(q_BTHK.dtype)[None, :, None, None]
         mask = torch.cat([sink_BHT1.expand(*bias_BHTS.shape[:3], 1), bias_BHTS], dim=-1)

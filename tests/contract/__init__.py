@@ -1,0 +1,6 @@
+"""Contract tests: every entry of every lazy table keeps to what its seam promises."""
+
+import pytest
+
+# So that the checks, which are not test files, report the values of a failed assertion.
+pytest.register_assert_rewrite("contract.common", "contract.mixers", "contract.parts")
