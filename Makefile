@@ -1,7 +1,8 @@
 # Two commands from a bare machine (Python >= 3.11 and make): `make quickstart` and `make test`.
 #
-# TORCH says which build of PyTorch to install: `default` is whatever pip gives for the pinned version,
-# `cpu` and `cuda` take PyTorch's own index for them, `preinstalled` uses the one of the system Python.
+# TORCH says which build of PyTorch to install, at the version that constraints.txt pins: `default` is
+# whatever pip gives, `cpu` the build without CUDA, `cuda` the build with it, `preinstalled` the one
+# that the system's Python has. Where pip's own index lacks a build, name one: TORCH_INDEX=URL.
 
 PYTHON ?= python3
 TORCH ?= default
@@ -12,9 +13,11 @@ TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 READY := $(VENV)/.ready
 
 ifeq ($(TORCH),cpu)
-TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
-else ifeq ($(TORCH),cuda)
-TORCH_INDEX := --index-url https://download.pytorch.org/whl/cu130
+TORCH_BUILD := $(TORCH_PIN)+cpu
+else ifneq ($(filter $(TORCH),default cuda),)
+TORCH_BUILD := $(TORCH_PIN)
+else ifneq ($(TORCH),preinstalled)
+$(error TORCH=$(TORCH) is none of default, cpu, cuda, preinstalled)
 endif
 
 .PHONY: quickstart test test-all lint setup clean
@@ -40,10 +43,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moebius needs Python 3.11 or newer; set PYTHON=")'
 ifeq ($(TORCH),preinstalled)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(PIP) install --constraint constraints-no-torch.txt --editable ".[dev]"
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[dev]"
 else
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $(TORCH_INDEX) "$(TORCH_PIN)"
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH_BUILD)"
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
 endif
 	@touch $(READY)
