@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint/hf": {"parallel", "model", "checkpoint"},
     "train": BELOW_TRAIN,
     "infer": BELOW_TRAIN,
-    "eval": {"data", "infer"},
+    "eval": {"data", "infer", "model", "monitor"},
     "post": BELOW_POST,
     "lab": BELOW_POST,
     "bench": BELOW_POST,
