@@ -7,8 +7,6 @@ all zero experts form one group more. Selections are counted as slots, so that t
 
 import dataclasses
 
-import torch
-
 from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
 from moebius.model.ffn.balance.load import LoadLoss, Scope
 
@@ -22,8 +20,8 @@ class GroupLoss(BalanceConfig):
     scope: Scope = "micro_batch"
 
     def build(self, layout: Layout) -> BalanceRule:
-        groups = self.groups or layout.num_ffn
-        if layout.num_ffn % groups:
+        groups = layout.num_ffn if self.groups is None else self.groups
+        if groups < 1 or layout.num_ffn % groups:
             raise ValueError(f"groups ({groups}) must divide the {layout.num_ffn} FFN experts")
         size = layout.num_ffn // groups
         slices = [slice(start, start + size) for start in range(0, layout.num_ffn, size)]
@@ -31,4 +29,4 @@ class GroupLoss(BalanceConfig):
         if layout.num_zero:
             slices.append(slice(layout.num_ffn, layout.num_outputs))
             target.append(layout.top_k - layout.ffn_per_token)
-        return LoadLoss(self.coefficient, self.scope, slices, torch.tensor(target))
+        return LoadLoss(self.coefficient, self.scope, slices, target)

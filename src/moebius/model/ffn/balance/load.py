@@ -25,9 +25,10 @@ class LoadLoss(BalanceRule):
 
     load: Tensor
 
-    def __init__(self, coefficient: float, scope: Scope, groups: list[slice], target_J: Tensor):
+    def __init__(self, coefficient: float, scope: Scope, groups: list[slice], target: list[float]):
         super().__init__()
         self.coefficient, self.scope, self.groups = coefficient, scope, groups
+        target_J = torch.tensor(target, dtype=torch.float64)
         self.register_buffer("target", target_J, persistent=False)
         self.register_buffer("load", torch.ones(len(groups)))
         self.target: Tensor
@@ -36,16 +37,16 @@ class LoadLoss(BalanceRule):
         prob_NE = route.score_NE / route.score_NE.sum(-1, keepdim=True)
         prob_BTJ = self._grouped(prob_NE).unflatten(0, ctx.valid_BT.shape)
         prob_BTJ = prob_BTJ * ctx.valid_BT[..., None]
-        scale = self.coefficient / ctx.num_targets
         if self.scope == "global":
-            return scale * (self.load.to(prob_BTJ.dtype) * prob_BTJ.sum((0, 1))).sum()
+            total = (self.load.to(prob_BTJ.dtype) * prob_BTJ.sum((0, 1))).sum()
+            return self.coefficient * total / ctx.num_targets
         picked_NE = torch.zeros_like(route.score_NE).scatter_(-1, route.index_NS, 1.0)
         picked_BTJ = self._grouped(picked_NE).unflatten(0, ctx.valid_BT.shape)
         picked_BTJ = picked_BTJ * ctx.valid_BT[..., None]
         dims = (1,) if self.scope == "sequence" else (0, 1)
         tokens = ctx.valid_BT.sum(dims).clamp(min=1)[..., None]
         load = picked_BTJ.sum(dims) / tokens / self.target.to(prob_BTJ.dtype)
-        return scale * (load * prob_BTJ.sum(dims)).sum()
+        return self.coefficient * (load * prob_BTJ.sum(dims)).sum() / ctx.num_targets
 
     def _grouped(self, x_NE: Tensor) -> Tensor:
         if len(self.groups) == x_NE.shape[-1]:
@@ -53,8 +54,8 @@ class LoadLoss(BalanceRule):
         return torch.stack([x_NE[..., group].sum(-1) for group in self.groups], dim=-1)
 
     def _load_J(self, stats: RouteStats) -> Tensor:
-        share_E = stats.count_E / stats.num_tokens.clamp(min=1)
-        return (self._grouped(share_E) / self.target.to(share_E.dtype)).to(self.load.dtype)
+        share_E = stats.count_E.double() / stats.num_tokens.clamp(min=1)
+        return (self._grouped(share_E) / self.target).to(self.load.dtype)
 
     def probability_gradient(self, stats: RouteStats) -> Tensor | None:
         grad_E = torch.zeros_like(stats.score_sum_E)

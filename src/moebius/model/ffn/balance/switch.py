@@ -6,8 +6,6 @@ batch; scope `sequence` with normalised scores is DeepSeek-V3's sequence-wise lo
 
 import dataclasses
 
-import torch
-
 from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
 from moebius.model.ffn.balance.load import LoadLoss, Scope
 
@@ -21,5 +19,5 @@ class SwitchLoss(BalanceConfig):
 
     def build(self, layout: Layout) -> BalanceRule:
         slices = [slice(expert, expert + 1) for expert in range(layout.num_outputs)]
-        target = torch.full((layout.num_outputs,), layout.top_k / layout.num_outputs)
+        target = [layout.top_k / layout.num_outputs] * layout.num_outputs
         return LoadLoss(self.coefficient, self.scope, slices, target)
