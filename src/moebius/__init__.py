@@ -1,6 +1,6 @@
 """moebius trains small, frontier-quality Mixture-of-Experts language models.
 
-`moebius.load(run)` gives `(model, tokenizer)`; `moebius.train(run)` trains a recipe. Both are
+`moebius.load(run)` gives `(model, tokenizer)`; `moebius.fit(run)` trains a recipe. Both are
 looked up when first used, so that `import moebius` itself stays cheap.
 """
 
@@ -8,9 +8,9 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load", "train"]
+__all__ = ["fit", "load"]
 
-_LAZY = {"load": "moebius.infer.load", "train": "moebius.train.loop"}
+_LAZY = {"load": "moebius.infer.load", "fit": "moebius.train.loop"}
 
 
 def __getattr__(name: str) -> Any:

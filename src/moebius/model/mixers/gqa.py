@@ -97,7 +97,8 @@ class _GQA(Mixer):
             state = state.extend(k_BSGK, v_BSGK)
             k_BSGK, v_BSGK = state.entries
             mask_BTS = state.attend_BTS(x_BTD.shape[1])
-        out_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS, self.config.head_width**-0.5)
+        scale = self.config.head_width**-0.5
+        out_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS, scale, causal=state is None)
         return self.qkv.back(out_BTHK), state, {}
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:

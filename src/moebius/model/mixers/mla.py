@@ -119,7 +119,7 @@ class _MLA(Mixer):
         k_BSHR = k_BSR[:, :, None].expand(-1, -1, heads, -1)
         q_BTHX = torch.cat([q_BTHP, q_BTHR], dim=-1)
         k_BSHX = torch.cat([k_BSHP, k_BSHR], dim=-1)
-        return attention(q_BTHX, k_BSHX, v_BSHV, mask_BTS, self.score_scale)
+        return attention(q_BTHX, k_BSHX, v_BSHV, mask_BTS, self.score_scale, causal=True)
 
     def _absorbed(
         self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor

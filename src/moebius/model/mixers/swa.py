@@ -66,8 +66,16 @@ class _SWA(Mixer):
             k_BSGK, v_BSGK = state.entries
             mask_BTS = state.attend_BTS(length)
             state = state.trim()
-        scale = self.config.head_width**-0.5
-        out_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS, scale, self.sink_H)
+        out_BTHK = attention(
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            mask_BTS,
+            self.config.head_width**-0.5,
+            self.sink_H,
+            causal=state is None,
+            window=self.config.window,
+        )
         return self.qkv.back(out_BTHK), state, {}
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Queries of a causal mask go in blocks of this many on a CPU, and skip the keys none of them sees.
+BLOCK = 256
+
 
 def attention(
     q_BTHK: Tensor,
@@ -18,11 +21,36 @@ def attention(
     mask_BTS: Tensor,
     scale: float,
     sink_H: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
 ) -> Tensor:
     """softmax(scale * q k + mask) v, per head: -> [B, T, H, V] in the dtype of q.
 
     `mask_BTS` is boolean, True where a query may look; `sink_H` adds exp(sink) to each denominator.
+    `causal` promises that a square mask never looks ahead, `window` that it never looks further
+    back than that; both only save work.
     """
+    length = q_BTHK.shape[1]
+    if not causal or length <= BLOCK or q_BTHK.device.type != "cpu":
+        return _attend(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale, sink_H)
+    blocks: list[Tensor] = []
+    for start in range(0, length, BLOCK):
+        first = 0 if window is None else max(0, start - window + 1)
+        rows, keys = slice(start, start + BLOCK), slice(first, min(start + BLOCK, length))
+        q, k, v = q_BTHK[:, rows], k_BSGK[:, keys], v_BSGV[:, keys]
+        blocks.append(_attend(q, k, v, mask_BTS[:, rows, keys], scale, sink_H))
+    return torch.cat(blocks, dim=1)
+
+
+def _attend(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    mask_BTS: Tensor,
+    scale: float,
+    sink_H: Tensor | None,
+) -> Tensor:
     value_width = v_BSGV.shape[-1]
     width = max(q_BTHK.shape[-1], value_width)
     q_BHTK, k_BGSK, v_BGSV = (
