@@ -1,0 +1,1 @@
+"""Every fast op against its naive twin: values and every gradient."""

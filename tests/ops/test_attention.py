@@ -1,0 +1,87 @@
+"""Attention by torch's sdpa against the written-out softmax."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from moebius.ops.attention import attention, attention_naive
+
+from .compare import TOLERANCE, assert_same, noise
+
+DTYPES = list(TOLERANCE)
+# heads, key heads, key width, value width, queries, keys
+SHAPES = [
+    (1, 1, 1, 1, 1, 1),
+    (4, 4, 8, 8, 7, 7),
+    (6, 2, 8, 8, 5, 5),
+    (3, 1, 4, 4, 6, 6),
+    (4, 2, 12, 5, 3, 9),
+    (4, 4, 5, 12, 1, 11),
+    (6, 3, 7, 3, 33, 40),
+]
+
+
+def mask_of(kind: str, queries: int, keys: int) -> Tensor:
+    """Which keys queries may see: the last queries of `keys` tokens; each sees itself."""
+    distance_TS = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
+    causal_TS = distance_TS >= 0
+    if kind == "causal":
+        return causal_TS.expand(2, -1, -1)
+    if kind == "window":
+        return (causal_TS & (distance_TS < 2)).expand(2, -1, -1)
+    document_S = torch.arange(keys) * 3 // keys
+    same_TS = document_S[keys - queries :, None] == document_S[None, :]
+    return torch.stack([causal_TS & same_TS, causal_TS])
+
+
+def function(
+    op: Callable[..., Tensor], mask_BTS: Tensor
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    return lambda x: op(x["q"], x["k"], x["v"], mask_BTS, 0.37, x.get("sink"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sink", [False, True], ids=["plain", "sink"])
+@pytest.mark.parametrize("kind", ["causal", "window", "documents"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sdpa_equals_naive(
+    shape: tuple[int, ...], kind: str, sink: bool, dtype: torch.dtype
+) -> None:
+    heads, kv_heads, width, value_width, queries, keys = shape
+    inputs = {
+        "q": noise(2, queries, heads, width, seed=1, dtype=dtype),
+        "k": noise(2, keys, kv_heads, width, seed=2, dtype=dtype),
+        "v": noise(2, keys, kv_heads, value_width, seed=3, dtype=dtype),
+    }
+    if sink:
+        master = torch.promote_types(dtype, torch.float32)
+        inputs["sink"] = noise(heads, seed=4, dtype=master)
+    mask_BTS = mask_of(kind, queries, keys)
+    # The naive twin rounds once, in bf16 sdpa keeps its probabilities in bf16.
+    assert_same(
+        function(attention, mask_BTS), function(attention_naive, mask_BTS), inputs, TOLERANCE[dtype]
+    )
+
+
+def test_a_sink_is_a_key_without_value() -> None:
+    """A query that sees one key of logit s, beside a sink of logit z, gets v e^s / (e^s + e^z)."""
+    q, k, v = (noise(1, 1, 2, 4, seed=seed) for seed in range(3))
+    sink_H = torch.tensor([0.5, -30.0], dtype=torch.float64)
+    out = attention(q, k, v, torch.ones(1, 1, 1, dtype=torch.bool), 0.5, sink_H)
+    logit_H = 0.5 * (q * k).sum(-1)[0, 0]
+    want = v * torch.sigmoid(logit_H - sink_H)[:, None]
+    torch.testing.assert_close(out, want)
+
+
+def test_masked_keys_have_no_weight_at_all() -> None:
+    """Not a small one: neither large values nor large keys behind the mask come through."""
+    q, k, v = (noise(1, 4, 2, 8, seed=seed, dtype=torch.float32) for seed in range(3))
+    mask_BTS = torch.ones(1, 4, 4, dtype=torch.bool).tril()
+    for sink_H in (None, torch.zeros(2)):
+        before = attention(q, k, v, mask_BTS, 1.0, sink_H)
+        far_k, far_v = k.clone(), v.clone()
+        far_k[:, -1], far_v[:, -1] = 1e4, 1e30
+        after = attention(q, far_k, far_v, mask_BTS, 1.0, sink_H)
+        assert torch.equal(after[:, :-1], before[:, :-1])

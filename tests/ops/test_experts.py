@@ -1,0 +1,103 @@
+"""The fast expert ops against a loop over experts: all routings, values and every gradient."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from moebius.ops.experts import BACKENDS, choose, experts
+from moebius.ops.experts.naive import experts_naive
+
+from .compare import TOLERANCE, assert_same, noise
+
+NUM_EXPERTS, NUM_ZERO = 5, 3
+DROPPED = NUM_EXPERTS + NUM_ZERO
+# name -> index_NS; indices of 5..7 are zero experts, 8 is a dropped assignment.
+ROUTINGS = {
+    "one_token": torch.tensor([[2, 4]]),
+    "spread": torch.tensor([[0, 1], [2, 3], [4, 0], [1, 4], [3, 2], [0, 3], [2, 1]]),
+    "empty_experts": torch.tensor([[3, 1], [1, 3], [3, 1]]),
+    "all_on_one": torch.tensor([[0], [0], [0], [0]]),
+    "last_expert": torch.tensor([[4], [4]]),
+    "zero_experts": torch.tensor([[5, 0, 7], [6, 5, 7], [1, 6, 4], [7, 2, 0]]),
+    "dropped": torch.tensor([[8, 0, 1], [2, 8, 8], [8, 8, 8], [4, 3, 8]]),
+    "nothing_routed": torch.tensor([[5, 6], [8, 7]]),
+}
+# grouped_mm takes bf16 and fp32.
+PAIRS = [
+    (name, dtype)
+    for name, dtypes in {
+        "segments": (torch.float64, torch.float32, torch.bfloat16),
+        "grouped": (torch.float32, torch.bfloat16),
+    }.items()
+    for dtype in dtypes
+]
+
+
+def inputs_of(
+    index_NS: Tensor, width: int, hidden: int, dtype: torch.dtype, master: torch.dtype
+) -> dict[str, Tensor]:
+    tokens = len(index_NS)
+    return {
+        "x": noise(tokens, width, seed=1, dtype=dtype),
+        "weight": noise(*index_NS.shape, seed=2, dtype=torch.promote_types(dtype, torch.float32)),
+        "gate_up": noise(NUM_EXPERTS, 2 * hidden, width, seed=3, dtype=master) * width**-0.5,
+        "down": noise(NUM_EXPERTS, width, hidden, seed=4, dtype=master) * hidden**-0.5,
+    }
+
+
+def function(
+    op: Callable[..., Tensor], index_NS: Tensor
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    return lambda x: op(x["x"], index_NS, x["weight"], x["gate_up"], x["down"])
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PAIRS, ids=str)
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_fast_experts_equal_naive(routing: str, backend: str, dtype: torch.dtype) -> None:
+    index_NS = ROUTINGS[routing]
+    inputs = inputs_of(index_NS, 16, 24, dtype, torch.promote_types(dtype, torch.float32))
+    fast, naive = function(BACKENDS[backend], index_NS), function(experts_naive, index_NS)
+    assert_same(fast, naive, inputs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(1, 1), (3, 5), (7, 2), (33, 17)])
+def test_segments_take_any_width(width: int, hidden: int) -> None:
+    index_NS = ROUTINGS["dropped"]
+    inputs = inputs_of(index_NS, width, hidden, torch.float64, torch.float64)
+    fast, naive = function(BACKENDS["segments"], index_NS), function(experts_naive, index_NS)
+    assert_same(fast, naive, inputs, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_segments_equal_naive_on_many_tokens(seed: int) -> None:
+    index_NS = noise(200, DROPPED + 1, seed=seed).topk(4).indices
+    inputs = inputs_of(index_NS, 8, 8, torch.float64, torch.float64)
+    fast, naive = function(BACKENDS["segments"], index_NS), function(experts_naive, index_NS)
+    assert_same(fast, naive, inputs, TOLERANCE[torch.float64])
+
+
+def test_naive_is_the_formula() -> None:
+    """One token, two experts, written out."""
+    x = inputs_of(torch.tensor([[1, 3]]), 4, 6, torch.float64, torch.float64)
+    want = torch.zeros(4, dtype=torch.float64)
+    for slot, expert in enumerate((1, 3)):
+        gate, up = x["gate_up"][expert][:6] @ x["x"][0], x["gate_up"][expert][6:] @ x["x"][0]
+        hidden = gate / (1 + (-gate).exp()) * up
+        want += x["weight"][0, slot] * (x["down"][expert] @ hidden)
+    got = experts_naive(x["x"], torch.tensor([[1, 3]]), x["weight"], x["gate_up"], x["down"])
+    torch.testing.assert_close(got[0], want)
+
+
+def test_dropped_assignments_and_zero_experts_add_nothing() -> None:
+    index_NS = ROUTINGS["nothing_routed"]
+    x = inputs_of(index_NS, 16, 24, torch.float32, torch.float32)
+    y_ND = experts(x["x"], index_NS, x["weight"], x["gate_up"], x["down"])
+    assert torch.equal(y_ND, torch.zeros(2, 16))
+
+
+def test_the_choice_is_a_backend() -> None:
+    assert choose(torch.device("cpu"), torch.bfloat16) == "segments"
+    assert choose(torch.device("cuda"), torch.bfloat16) == "grouped"
+    assert choose(torch.device("cuda"), torch.float32) == "segments"
