@@ -11,6 +11,7 @@ from moebius.data.mixture import Mixture, Pattern
 WEIGHTS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.integers(1, 400))
 def test_no_source_is_ever_a_sequence_away_from_its_share(weights: list[int], n: int) -> None:
     mixture = Mixture([float(weight) for weight in weights], [None] * len(weights))
@@ -24,6 +25,7 @@ def test_no_source_is_ever_a_sequence_away_from_its_share(weights: list[int], n:
     assert mixture.counts(n) == counts and mixture.total is None
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 10**12))
 def test_a_place_far_away_is_found_at_once(weights: list[int], n: int) -> None:
     mixture = Mixture([float(weight) for weight in weights], [None] * len(weights))
@@ -33,6 +35,7 @@ def test_a_place_far_away_is_found_at_once(weights: list[int], n: int) -> None:
     assert sum(mixture.counts(n)) == n
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.data())
 def test_a_pattern_knows_the_place_of_every_occurrence(
     weights: list[int], data: st.DataObject
@@ -44,7 +47,7 @@ def test_a_pattern_knows_the_place_of_every_occurrence(
     assert pattern.source(place) == source and pattern.counts(place)[source] == occurrence
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_spent_sources_leave_and_the_rest_share(data: st.DataObject) -> None:
     weights = data.draw(WEIGHTS)

@@ -20,6 +20,7 @@ def stream(source: TokenSource, epochs: int) -> tuple[list[int], list[int]]:
     return tokens, owners
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 2**63), st.integers(0, 50))
 def test_permutation(length: int, seed: int, epoch: int) -> None:
     order = permutation(length, seed, epoch)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -81,6 +81,7 @@ def test_large_document_is_split_at_line_ends_and_kept_whole(tmp_path: Path) -> 
     assert tally.split == 1 and not tally.skipped
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=400), st.sampled_from([None, 64, 100]))
 def test_any_text_survives_the_cutting(text: str, piece: int | None) -> None:
     if not text.strip() or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
