@@ -145,7 +145,7 @@ def test_group_limited_selection_equals_loops(
 
 
 def test_groups_limit_what_a_free_selection_would_take() -> None:
-    """Of the experts' three best, those in the group with the weakest best pair are out of reach."""
+    """The best expert of all stands in the group whose best pair is the weakest but one."""
     score_NE = torch.tensor([[0.9, 0.1, 0.8, 0.3, 0.7, 0.6]])
     chosen = [
         Selection(3, num_groups=3, top_groups=groups)(score_NE, score_NE, torch.zeros(6)).index_NS
