@@ -4,6 +4,8 @@ Two ScMoE layers of width 256; MLA with variance alignment; zero-computation exp
 budget controller; hidden z-loss; Muon for matrices and experts, AdamW for the rest.
 """
 
+import dataclasses
+
 from moebius.data import DataConfig
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ends.hidden_z import HiddenZ
@@ -32,23 +34,32 @@ def quickstart() -> Run:
         scale_correction=True,
     )
     moe = MoE(
-        experts=32,
-        zero_experts=16,
+        experts=40,
+        zero_experts=20,
         top_k=4,
         ffn_per_token=3.0,
         expert_width=192,
         split=2.0,
-        balance=(Budget(), GroupLoss()),
+        # A short run needs a quick controller.
+        balance=(Budget(mu=0.5, every=200, floor=0.1), GroupLoss()),
     )
     layer = ScMoE(mixer=mixer, dense=Dense(512), moe=moe)
+    roles = default_roles()
+    # Vectors looked up by token see few gradients each; the router must not outrun its controller.
+    roles["embedding"] = dataclasses.replace(roles["embedding"], lr=40.0)
+    roles["router"] = dataclasses.replace(roles["router"], lr=0.3)
     return Run(
         name="quickstart",
         model=ModelConfig(width=256, layers=2 * (layer,), ends=(HiddenZ(),)),
         data=DataConfig(path="python:stdlib"),
         optim=OptimConfig(
-            lr=0.01, weight_decay=0.1, clip=1.0, schedule=WSD(), roles=default_roles()
+            lr=0.004,
+            weight_decay=0.1,
+            clip=1.0,
+            schedule=WSD(warmup="2%", decay="50%"),
+            roles=roles,
         ),
-        steps=600,
+        steps=500,
         batch=8,
         sequence_length=512,
         vocab=4096,
