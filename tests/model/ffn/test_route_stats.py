@@ -1,6 +1,7 @@
 """RouteStats: what they count, that they add up, and that recompute counts and routes once."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -75,10 +76,9 @@ def run(
         return moe(x_BTD if len(passes) == 1 else x_BTD + nudge_BTD, context(4, 12))
 
     x_BTD = x_BTD.clone().requires_grad_()
-    if recompute:
-        y_BTD, stats = checkpoint(layer, x_BTD, use_reentrant=False, context_fn=recompute_contexts)  # pyright: ignore
-    else:
-        y_BTD, stats = layer(x_BTD)
+    again: Any = {"use_reentrant": False, "context_fn": recompute_contexts}
+    out: Any = checkpoint(layer, x_BTD, **again) if recompute else layer(x_BTD)
+    y_BTD, stats = out
     leaves = [x_BTD, *moe.parameters()]
     grads = torch.autograd.grad((y_BTD * noise(4, 12, 8, seed=1)).sum(), leaves)
     return stats, list(grads), len(passes)
