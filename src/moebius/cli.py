@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from moebius.bench.step import bench_step
 from moebius.bench.table import rows_table
@@ -170,16 +171,16 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(box=None)
-    for column in dict.fromkeys(key for row in rows for key in row):
-        table.add_column(column)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, box=None)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(row.get(column)) for column in columns))
     Console().print(table)
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+def _cell(value: Any) -> Text:
+    shown = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return Text(shown)
 
 
 def main() -> None:

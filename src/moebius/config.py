@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import re
 import sys
 import types
@@ -63,6 +64,8 @@ def resolve(spec: str) -> Any:
 
 
 def _import(name: str) -> types.ModuleType:
+    if not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise ValueError(f"{name!r} is neither a module nor a .py file")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -196,7 +199,10 @@ def construct(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{_at(where)}{cls.__name__} needs {', '.join(missing)}")
+        hint = ""
+        if issubclass(cls, Variant):
+            hint = f'; write {{"use": "{spec_of(cls, cls.TABLE)}", "{missing[0]}": ...}}'
+        raise ValueError(f"{_at(where)}{cls.__name__} needs {', '.join(missing)}{hint}")
     try:
         return cls(**values)
     except ValueError as error:
@@ -240,7 +246,8 @@ def _leaf_from_json(hint: Any, data: Any, where: str) -> Any:
         return data
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
+    fits = isinstance(data, hint) and isinstance(data, bool) == (hint is bool)
+    if not fits or (isinstance(data, float) and not math.isfinite(data)):
         raise ValueError(f"{_at(where)}expected {_name(hint)}, got {data!r}")
     return data
 
@@ -248,6 +255,18 @@ def _leaf_from_json(hint: Any, data: Any, where: str) -> Any:
 def _name(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
     return names.get(hint, str(hint))
+
+
+def kept_name(stem: str, data: bytes) -> str:
+    """The name of a run's copy of a user's file: its stem and the hash of its bytes."""
+    return f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}.py"
+
+
+def kept_file(path: Path) -> str:
+    """The path of such a copy as text; ValueError where its bytes are not those it is named by."""
+    if not path.is_file() or kept_name(path.stem[:-13], path.read_bytes()) != path.name:
+        raise ValueError(f"{path} is not as the run kept it; restore it, or start a new run")
+    return str(path)
 
 
 def map_user_files(data: Any, change: Callable[[str], str]) -> Any:
@@ -330,7 +349,7 @@ def _parse(hint: Any, current: Any, text: str, where: str) -> Any:
         return from_json(kind, literal, where)
     if kind in (int, float):
         try:
-            return kind(text)
+            return from_json(kind, kind(text), where)
         except ValueError:
             raise ValueError(f"{where}: expected {_name(kind)}, got {text!r}") from None
     if isinstance(kind, type) and issubclass(kind, Variant) and not text.startswith("{"):

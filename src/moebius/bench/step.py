@@ -55,7 +55,7 @@ def bench_step(
             peaks[i] = max(peaks[i], peak)
             if turn >= WARM_UP:
                 seconds[i].append(elapsed)
-    ceiling = matmul_rate(device, dtype)
+    ceiling = run.matmul_flops or matmul_rate(device, dtype)
     rows = [
         _row(one, state, statistics.median(times), peak, ceiling, agrees)
         for one, state, times, peak in zip(runs, states, seconds, peaks, strict=True)

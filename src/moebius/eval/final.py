@@ -4,6 +4,7 @@ Bits per byte beside the compressors (measured once a corpus and kept beside its
 and which tokens get few or many FFN experts.
 """
 
+import contextlib
 import itertools
 import json
 from collections import defaultdict
@@ -58,11 +59,10 @@ def evaluate(
 
 def baselines(prepared: Prepared) -> dict[str, float]:
     """xz -9e and the byte 5-gram on the same bytes, from the corpus's folder if measured before."""
-    path = Path(prepared.folder) / "baselines.json"
-    if path.is_file():
-        known = json.loads(path.read_text())
-        if known.pop("digest") == prepared.digest:
-            return known
+    path = prepared.folder / "baselines.json"
+    known = _known(path)
+    if known.pop("digest", None) == prepared.digest:
+        return known
     heldout = _up_to(BASELINE_BYTES, (text for _, text in prepared.heldout_documents()))
     train = _up_to(BASELINE_BYTES, (text for _, text in prepared.train_documents()))
     figures = {
@@ -72,8 +72,18 @@ def baselines(prepared: Prepared) -> dict[str, float]:
         "baseline_train_bytes": sum(map(len, train)),
         "baseline_val_bytes": sum(map(len, heldout)),
     }
-    path.write_text(json.dumps({**figures, "digest": prepared.digest}, indent=2))
+    # A convenience for the next run: what cannot be kept, or is torn, is measured again.
+    with contextlib.suppress(OSError):
+        path.write_text(json.dumps({**figures, "digest": prepared.digest}, indent=2))
     return figures
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _up_to(limit: int, texts: Iterable[bytes]) -> list[bytes]:
@@ -119,7 +129,9 @@ def expert_use(model: LM, heldout: Heldout, num_batches: int = 8) -> dict[str, A
             return None
         num_layers = budgets.num_layers
         mean_N = budgets.total_N.float() / num_layers
-        pairs = list(zip(tokens_BT.flatten().tolist(), mean_N.tolist(), strict=True))
+        valid_N = ctx.valid_BT.flatten()
+        means = mean_N[valid_N].tolist()
+        pairs = list(zip(tokens_BT.flatten()[valid_N].tolist(), means, strict=True))
         for token, mean in pairs:
             counts[token] += 1
             totals[token] += mean

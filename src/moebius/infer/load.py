@@ -1,12 +1,13 @@
 """`load(run)`: a trained model and its tokenizer, from the run folder alone."""
 
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from moebius import checkpoint
-from moebius.config import from_json, map_user_files
+from moebius.config import from_json, kept_file, map_user_files
 from moebius.data import Tokenizer
 from moebius.model.context import Context
 from moebius.model.lm import LM, ModelConfig
@@ -37,14 +38,20 @@ def load(
     if not (folder / "run.json").is_file():
         raise ValueError(f"there is no run in {folder} (no run.json); `moebius runs` lists them")
     record = read_json(folder / "run.json")
-    recipe = map_user_files(record["run"], lambda file: str(folder / file))
-    path = checkpoint.latest_intact(folder / "checkpoints", say=print)
+    recipe = map_user_files(record["run"], lambda file: kept_file(folder / file))
+    path = checkpoint.latest_intact(folder / "checkpoints", say=_say)
     if path is None:
         raise ValueError(f"{folder} has no checkpoint yet; wait for its first, or train it on")
     tensors, _ = checkpoint.load(path)
-    with torch.device("meta"):
-        lm = from_json(ModelConfig, recipe["model"]).build(recipe["vocab"])
+    lm = from_json(ModelConfig, recipe["model"]).build(recipe["vocab"])
+    if record["precision"] == "fp64":
+        lm.double()
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    lm.load_state_dict(weights, assign=True)
+    # Copied, not assigned: weights keep their roles, and tied ones stay one.
+    lm.load_state_dict(weights)
     lm.eval().requires_grad_(False).to(device)
     return LanguageModel(lm, dtype), Tokenizer.load(folder / "tokenizer.json")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,5 +1,7 @@
 """Sampling: prefill once, then one token at a time from each mixer's own decode state."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,16 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: int | None = None,
+    vocab: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Continue each prompt (of equal length, at least one token) by up to `num_tokens` tokens.
 
     Returns the new tokens [B, <= num_tokens]; a row that met `stop` repeats it to the end.
-    Temperature 0 is greedy. Raises ValueError for options out of range.
+    Temperature 0 is greedy. Only tokens below `vocab` are drawn: a small corpus fills less of the
+    model's vocabulary than there is. Raises ValueError for options out of range.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, and top_p {top_p} in (0, 1]")
     if prompt_BT.shape[1] == 0:
         raise ValueError("the prompt is empty; begin with the document token")
@@ -38,7 +42,7 @@ def generate(
         ctx = Context.continuing(tokens_BT, seen)
         out = lm(tokens_BT, ctx, states, dtype=dtype)
         seen, states = seen + tokens_BT.shape[1], out.states
-        logits_BV = lm.logits(out.hidden_BTD[:, -1:])[:, 0].float()
+        logits_BV = lm.logits(out.hidden_BTD[:, -1:])[:, 0, :vocab].float()
         next_B = draw(logits_BV, temperature, top_p, generator)
         if stop is not None:
             next_B = torch.where(done_B, stop, next_B)
@@ -54,7 +58,9 @@ def draw(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.G
     """One token a row: greedy at temperature 0, else from the smallest set of mass >= top_p."""
     if temperature == 0:
         return logits_BV.argmax(-1)
-    p_BV, order_BV = (logits_BV / temperature).softmax(-1).cpu().sort(-1, descending=True)
+    # The largest logit becomes 0, so that no temperature is too low to divide by.
+    below_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
+    p_BV, order_BV = below_BV.softmax(-1).cpu().sort(-1, descending=True)
     before_BV = p_BV.cumsum(-1) - p_BV
     p_BV = torch.where(before_BV < top_p, p_BV, 0.0)
     chosen_B1 = torch.multinomial(p_BV, 1, generator=generator)
@@ -83,6 +89,7 @@ def sample_text(
         top_p=top_p,
         seed=seed,
         stop=tokenizer.document,
+        vocab=tokenizer.vocab,
         dtype=dtype,
     )
     tokens = [token for token in new_BT[0].tolist() if token != tokenizer.document]

@@ -3,6 +3,7 @@
 A user's own recipe is such a function in any file: `moebius train my_idea.py:run`.
 """
 
+import types
 from collections.abc import Mapping
 
 from moebius.config import nearest, resolve
@@ -19,7 +20,10 @@ def recipe(name: str) -> Run:
         raise ValueError(
             f"unknown recipe {name!r}{nearest(name, TABLE)}; or write file.py:function"
         )
-    run = resolve(TABLE.get(name, name))()
+    function = resolve(TABLE.get(name, name))
+    if not isinstance(function, types.FunctionType):
+        raise ValueError(f"{name} is no function; a recipe is a function that returns a Run")
+    run = function()
     if not isinstance(run, Run):
         raise ValueError(f"{name} returned {type(run).__name__}, not a moebius.train.run.Run")
     return run

@@ -6,7 +6,6 @@ and `code/`, the user's own files that the run was built from.
 
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from moebius.checkpoint.files import replace_file
+from moebius.config import kept_name
 
 LOCK = ".lock"
 
@@ -60,15 +60,9 @@ class RunFolder:
         path = path.absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            empty = all(inside.name == LOCK for inside in path.iterdir())
         except OSError as error:
             raise ValueError(_cannot("make the run folder", path, error)) from error
-        if not empty:
-            raise ValueError(
-                f"{path} is not empty; go on with its run by --resume, or choose another --out"
-            )
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise ValueError(f"{path} cannot be written; choose another --out")
+        check_place(path, empty=True)
         return cls(path)
 
     @classmethod
@@ -172,7 +166,7 @@ class RunFolder:
             raise ValueError(_cannot("read", path, error)) from error
         if path.parent.resolve() == code.resolve():
             return str(path)
-        kept = code / f"{path.stem}-{hashlib.sha256(data).hexdigest()[:12]}{path.suffix}"
+        kept = code / kept_name(path.stem, data)
         if not (kept.is_file() and kept.read_bytes() == data):
             try:
                 code.mkdir(exist_ok=True)
@@ -186,6 +180,23 @@ class RunFolder:
             replace_file(path, chunks)
         except OSError as error:
             raise ValueError(_cannot("write", path, error)) from error
+
+
+def check_place(path: Path, *, empty: bool) -> None:
+    """ValueError where a folder cannot be made or used at `path`; writes nothing.
+
+    With `empty`, a folder that is there may hold nothing but a lock.
+    """
+    path = path.absolute()
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ValueError(f"cannot make the run folder {path}: {there} is not a folder")
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise ValueError(f"{there} cannot be written; choose another --out")
+    if empty and there == path and any(inside.name != LOCK for inside in path.iterdir()):
+        raise ValueError(
+            f"{path} is not empty; go on with its run by --resume, or choose another --out"
+        )
 
 
 def _made(path: Path) -> bool:

@@ -1,11 +1,12 @@
 """The training loop, written out top to bottom.
 
 `fit` starts a run, `continue_run` resumes one; both end in `_train`, the loop itself. Ctrl-C (or
-SIGTERM) ends the step in hand, saves, and says how to go on.
+SIGTERM) ends the step in hand, saves, says how to go on, and only then is a KeyboardInterrupt.
 """
 
 import contextlib
 import math
+import shlex
 import signal
 import threading
 import time
@@ -21,9 +22,9 @@ from moebius.monitor.meters import Meter
 from moebius.monitor.report import write_report
 from moebius.monitor.sinks import JsonLines
 from moebius.optim.rules.adamw import AdamW
-from moebius.train.folder import RunFolder
+from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import step_line
-from moebius.train.run import Run
+from moebius.train.run import Run, check_same_experiment
 from moebius.train.session import (
     Progress,
     Session,
@@ -44,9 +45,9 @@ def fit(run: Run, out: Path | str | None = None, progress: Progress | None = Non
     Raises ValueError, before anything is written, where the recipe or the data cannot work.
     """
     check(run)
+    check_place(Path(out) if out else Path("runs"), empty=bool(out))
     prepared, loader = open_data(run, progress)
-    name = run.name
-    folder = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), name)
+    folder = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), run.name)
     with folder.lock(), LiveDisplay(run.last_step) as display:
         session = start(run, folder, prepared, loader)
         _train(session, display)
@@ -63,6 +64,7 @@ def continue_run(
     folder = RunFolder.open(Path(path))
     old, _ = read_run(folder)
     run = override(old, overrides)
+    check_same_experiment(old, run)
     check(run)
     with folder.lock(), LiveDisplay(run.last_step) as display:
         prepared, loader = open_data(run, progress)
@@ -132,14 +134,17 @@ def _train(session: Session, display: LiveDisplay) -> None:
 
         if state.step != saved_at or not folder.checkpoints.exists():
             session.save()
+        interrupted = stop_requested()
 
-    if state.step < run.steps:
-        display.message(
-            f"stopped at step {state.step}; `moebius train --resume {folder.path}` goes on"
-        )
-        write_report(folder.path)
+    if not interrupted and state.step == run.steps:
+        _finish(session, display)
         return
-    _finish(session, display)
+    further = "" if state.step < run.last_step else " stop_at=none"
+    command = f"moebius train --resume {shlex.quote(str(folder.path))}{further}"
+    display.message(f"stopped at step {state.step}; `{command}` goes on")
+    write_report(folder.path)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _finish(session: Session, display: LiveDisplay) -> None:

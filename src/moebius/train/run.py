@@ -10,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from moebius.config import differences, from_json, identity, map_user_files, runtime, to_json
+from moebius.config import (
+    differences,
+    from_json,
+    identity,
+    kept_file,
+    map_user_files,
+    runtime,
+    to_json,
+)
 from moebius.data import DataConfig
 from moebius.model.lm import ModelConfig
 from moebius.monitor.alarms import AlarmConfig
@@ -49,6 +57,8 @@ class Run:
     recompute: bool = runtime(False)
     threads: int | None = runtime(None)
     device: Literal["auto", "cpu", "cuda"] = runtime("auto")
+    # FLOP/s that MFU is stated against; measured at the start if none is given.
+    matmul_flops: float | None = runtime(None)
     alarms: AlarmConfig = runtime(AlarmConfig())
     sinks: tuple[SinkConfig, ...] = runtime(())
     # `module:function` called at the end with the trained model; it fills the summary.
@@ -62,6 +72,8 @@ class Run:
         for name in ("stop_at", "micro_batch", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 (or none)")
+        if self.matmul_flops is not None and self.matmul_flops <= 0:
+            raise ValueError(f"matmul_flops must be above 0 (or none), not {self.matmul_flops}")
 
     @property
     def last_step(self) -> int:
@@ -83,8 +95,8 @@ def to_folder_json(run: Run, keep: Callable[[Path], str]) -> dict[str, Any]:
 
 
 def from_folder_json(data: Any, folder: Path) -> Run:
-    """The run of a folder, its user files found inside it."""
-    return from_json(Run, map_user_files(data, lambda file: str(folder / file)))
+    """The run of a folder, its user files found inside it, unchanged."""
+    return from_json(Run, map_user_files(data, lambda file: kept_file(folder / file)))
 
 
 def check_same_experiment(old: Run, new: Run) -> None:

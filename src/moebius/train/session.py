@@ -16,20 +16,19 @@ import torch
 
 import moebius
 from moebius import checkpoint
-from moebius.config import fingerprint, to_json
+from moebius.config import fingerprint, resolve, to_json
 from moebius.data import Loader, Prepared, prepare
-from moebius.model.count import Counts, count, count_config
+from moebius.model.count import Counts, count
 from moebius.monitor.ceiling import matmul_rate
 from moebius.train.folder import RunFolder
 from moebius.train.precision import DTYPES, choose
 from moebius.train.run import (
     Run,
-    check_same_experiment,
     from_folder_json,
     inexact_changes,
     to_folder_json,
 )
-from moebius.train.state import TrainState, new_state
+from moebius.train.state import TrainState, new_state, optimizer_of
 from moebius.train.step import forward_backward
 
 Say = Callable[[str], None]
@@ -66,19 +65,15 @@ class Session:
 
 
 def check(run: Run) -> Counts:
-    """Build the model on the meta device, so that dims that do not fit are refused at once."""
-    for role in {weight_role for weight_role in _roles(run)}:
-        if role not in run.optim.roles:
-            raise ValueError(f"optim.roles has no rule for role {role!r}, which this model needs")
+    """Build everything on the meta device, so that what does not fit is refused at once."""
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device here; use device=cpu")
-    return count_config(run.model, run.vocab, run.sequence_length)
-
-
-def _roles(run: Run) -> set[str]:
     with torch.device("meta"):
         model = run.model.build(run.vocab)
-    return {str(weight.role) for weight in model.parameters()}  # pyright: ignore
+        optimizer_of(run, model)
+    run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
+    resolve(run.evaluation)
+    return count(model, run.sequence_length)
 
 
 def device_of(run: Run) -> torch.device:
@@ -105,8 +100,9 @@ def start(run: Run, folder: RunFolder, prepared: Prepared, loader: Loader) -> Se
     precision, measured = choose(run.precision, device, _trial(run, state, loader, device))
     session = _session(run, folder, prepared, loader, state, device, precision)
     kept = to_folder_json(run, lambda path: _relative(folder, path))
-    folder.write_json("run.json", {**describe(session), "run": kept, "precision_trial": measured})
     prepared.tokenizer.save(folder.path / "tokenizer.json")
+    # Last, because with it the folder is a run that can be resumed.
+    folder.write_json("run.json", {**describe(session), "run": kept, "precision_trial": measured})
     return session
 
 
@@ -124,7 +120,6 @@ def resume(
     old: Run, run: Run, folder: RunFolder, prepared: Prepared, loader: Loader, say: Say
 ) -> Session:
     """Continue in a locked folder from its newest intact checkpoint (or from the start)."""
-    check_same_experiment(old, run)
     _, record = read_run(folder)
     precision = record["precision"]
     if prepared.digest != record["data"]["digest"]:
@@ -160,7 +155,7 @@ def _session(
     precision: str,
 ) -> Session:
     counts = count(state.model, run.sequence_length)
-    ceiling = matmul_rate(device, DTYPES[precision])
+    ceiling = run.matmul_flops or matmul_rate(device, DTYPES[precision])
     return Session(run, folder, prepared, loader, state, device, precision, counts, ceiling)
 
 

@@ -81,5 +81,10 @@ def new_state(run: Run, device: torch.device) -> TrainState:
     if run.precision == "fp64":
         model.double()
     model.to(device)
+    return TrainState(model, optimizer_of(run, model))
+
+
+def optimizer_of(run: Run, model: LM) -> Optimizer:
+    """A fresh optimizer of the model's weights; ValueError where a rule is missing or unfit."""
     slots = [(Slot(name, w.role, w.blocks), w) for name, w in named_weights(model)]
-    return TrainState(model, Optimizer(run.optim, slots))
+    return Optimizer(run.optim, slots)

@@ -1,0 +1,78 @@
+"""Recipes so small that a whole run takes seconds: `moebius train tests/tiny.py:tiny`.
+
+`tiny` is a LongCat-style ScMoE with zero experts under a budget; `pattern` a pre-norm stack of a
+local and a full layer. Both read this repository's own source unless `data.path` says otherwise.
+"""
+
+from pathlib import Path
+
+from moebius.data import DataConfig
+from moebius.model.block.prenorm import PreNorm
+from moebius.model.block.scmoe import ScMoE
+from moebius.model.ends.hidden_z import HiddenZ
+from moebius.model.ffn.balance.budget import Budget
+from moebius.model.ffn.balance.group import GroupLoss
+from moebius.model.ffn.dense import Dense
+from moebius.model.ffn.moe import MoE
+from moebius.model.lm import ModelConfig
+from moebius.model.mixers.gqa import GQA
+from moebius.model.mixers.mla import MLA
+from moebius.model.mixers.swa import SWA
+from moebius.optim.optimizer import OptimConfig
+from moebius.optim.roles import default_roles
+from moebius.optim.schedules.wsd import WSD
+from moebius.train.run import Run
+
+SOURCE = str(Path(__file__).resolve().parents[1] / "src")
+
+
+def tiny() -> Run:
+    """ScMoE, MLA, zero experts, the budget controller, the group loss and the hidden z-loss."""
+    mixer = MLA(
+        heads=2,
+        q_rank=16,
+        kv_rank=16,
+        nope_width=8,
+        rope_width=8,
+        v_width=8,
+        rope_base=10_000.0,
+        scale_correction=True,
+    )
+    moe = MoE(
+        experts=8,
+        zero_experts=4,
+        top_k=3,
+        ffn_per_token=2.0,
+        expert_width=16,
+        balance=(Budget(), GroupLoss()),
+    )
+    layer = ScMoE(mixer=mixer, dense=Dense(32), moe=moe)
+    model = ModelConfig(width=32, layers=(layer,), ends=(HiddenZ(),))
+    return _run("tiny", model)
+
+
+def pattern() -> Run:
+    """A dense layer that sees a window, then a MoE layer that sees all; head tied."""
+    local = PreNorm(SWA(heads=4, kv_heads=2, head_width=8, window=8), Dense(64))
+    full = PreNorm(
+        GQA(heads=4, kv_heads=2, head_width=8, qk_norm=True),
+        MoE(experts=4, top_k=2, expert_width=32, shared_experts=1, balance=(GroupLoss(),)),
+    )
+    return _run("pattern", ModelConfig(width=32, layers=1 * (local,) + (full,), tied=True))
+
+
+def _run(name: str, model: ModelConfig) -> Run:
+    return Run(
+        name=name,
+        model=model,
+        data=DataConfig(path=SOURCE),
+        optim=OptimConfig(lr=0.01, schedule=WSD(), roles=default_roles()),
+        steps=12,
+        batch=4,
+        sequence_length=32,
+        vocab=300,
+        precision="fp32",
+        checkpoint_every=4,
+        threads=1,
+        matmul_flops=1e11,
+    )
