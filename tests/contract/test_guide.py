@@ -13,11 +13,11 @@ from moebius.config import from_json, override, to_json
 from moebius.infer.sample import generate
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.lm import ModelConfig
-from moebius.model.mixers import MixerConfig
+from moebius.model.mixers import TABLE, MixerConfig
 from moebius.model.weight import initialise
 from moebius.recipes import recipe
 
-from .cases import DENSE, GQA_, WIDTH
+from .cases import DENSE, GQA_, WIDTH, cases
 from .harness import CHECKS, check_mixer, failures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,24 @@ def test_the_guides_line_names_a_class_of_its_code() -> None:
     )
     assert line == [("running_mean", "running_mean", "RunningMean")]
     assert f"class {line[0][2]}(MixerConfig)" in guide_code()
+
+
+def test_one_line_in_the_table_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests find the new entry, build it from its fields, and it goes by its name."""
+    monkeypatch.setitem(TABLE, "running_mean", written(tmp_path))  # pyright: ignore
+    found = {case.id: case.values[0] for case in cases(MixerConfig)}
+    check_mixer(found["running_mean"].make())
+    assert from_json(MixerConfig, "running_mean") == from_json(MixerConfig, written(tmp_path))
+
+
+def test_an_entry_that_cannot_be_guessed_asks_for_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = ("    hidden: int = 128\n", "    hidden: int\n    kind: str\n")
+    monkeypatch.setitem(TABLE, "running_mean", written(tmp_path, changed))  # pyright: ignore
+    found = {case.id: case.values[0] for case in cases(MixerConfig)}
+    with pytest.raises(AssertionError, match=r"'kind' cannot be guessed; add one line for it"):
+        found["running_mean"].make()
 
 
 def test_the_guides_test_command_runs_every_check(tmp_path: Path) -> None:

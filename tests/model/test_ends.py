@@ -170,6 +170,16 @@ def test_mtp_is_its_formula(depth: int, padded: int) -> None:
     torch.testing.assert_close(grad_BTD, 0.3 / float(ctx.num_targets) * h_BTD.grad)
 
 
+def test_mtp_predicts_only_between_tokens_that_count() -> None:
+    """A hole, as a masked prompt leaves it: both the token's target and the next must count."""
+    ctx, (_, targets_BT) = context((8,)), tokens(1, 8, VOCAB)
+    ctx.valid_BT[0, 3] = False
+    end = MTP(GQA(2, 1, 4), Dense(12)).build(SITE)
+    initialise(end, 0)
+    _, sums, _, _ = injected(end, noise(1, 8, WIDTH), targets_BT, ctx)
+    assert int(sums["mtp_1_targets"]) == len([0, 1, 4, 5, 6])
+
+
 def test_mtp_longer_than_the_sequence_predicts_nothing() -> None:
     ctx, targets_BT = context((2,)), tokens(1, 2, VOCAB)[1]
     end = MTP(GQA(2, 1, 4), Dense(12), depth=3).build(SITE)

@@ -15,6 +15,7 @@ from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
 from moebius.model.weight import initialise
+from moebius.ops.attention.sdpa import BLOCK
 
 from . import formulas
 from .inputs import context, noise
@@ -67,6 +68,17 @@ def test_a_mixer_is_its_formula(config: MixerConfig) -> None:
             window = config.window if isinstance(config, SWA) else None
             want_TD = formulas.gqa(mixer, x_TD, window)
         torch.testing.assert_close(y_TD[document], want_TD, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [SWA(2, 1, 4, window=7, sinks=True), GQA(2, 1, 4)], ids=str)
+def test_a_long_sequence_is_its_formula(config: SWA | GQA) -> None:
+    """Long enough that attention on a CPU goes in blocks."""
+    mixer, x_BTD = built(config), noise(1, BLOCK + 20, WIDTH, seed=3)
+    window = config.window if isinstance(config, SWA) else None
+    want_TD = formulas.gqa(mixer, x_BTD[0], window)
+    got_BTD = mixed(mixer, x_BTD, context((BLOCK + 20,)))
+    torch.testing.assert_close(got_BTD[0], want_TD, rtol=1e-9, atol=1e-11)
 
 
 @torch.no_grad()

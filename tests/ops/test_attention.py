@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moebius.ops.attention import attention, attention_naive
+from moebius.ops.attention.sdpa import BLOCK
 
 from .compare import TOLERANCE, assert_same, noise
 
@@ -62,6 +63,44 @@ def test_sdpa_equals_naive(
     # The naive twin rounds once, in bf16 sdpa keeps its probabilities in bf16.
     assert_same(
         function(attention, mask_BTS), function(attention_naive, mask_BTS), inputs, TOLERANCE[dtype]
+    )
+
+
+@pytest.mark.parametrize("sink", [False, True], ids=["plain", "sink"])
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [
+        (BLOCK, None),
+        (BLOCK + 1, None),
+        (2 * BLOCK + 7, None),
+        (2 * BLOCK, 1),
+        (600, 40),
+        (600, 300),
+    ],
+    ids=str,
+)
+def test_skipped_keys_are_those_nobody_sees(length: int, window: int | None, sink: bool) -> None:
+    """Long causal sequences go in blocks of queries; documents end inside of them."""
+    inputs = {
+        "q": noise(1, length, 2, 4, seed=1),
+        "k": noise(1, length, 1, 4, seed=2),
+        "v": noise(1, length, 1, 3, seed=3),
+    }
+    if sink:
+        inputs["sink"] = noise(2, seed=4)
+    distance_TT = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    document_T = (torch.arange(length) > length // 3).int()
+    mask_TT = (distance_TT >= 0) & (document_T[:, None] == document_T[None, :])
+    if window is not None:
+        mask_TT &= distance_TT < window
+    mask_BTS = mask_TT[None]
+    assert_same(
+        lambda x: attention(
+            x["q"], x["k"], x["v"], mask_BTS, 0.37, x.get("sink"), causal=True, window=window
+        ),
+        function(attention_naive, mask_BTS),
+        inputs,
+        TOLERANCE[torch.float64],
     )
 
 
