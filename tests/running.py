@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,10 @@ class Place:
         assert done.code == 0, done.err
         return self.folder / out
 
-    def child(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start `moebius ARGUMENTS` as a process of its own."""
+    def child(
+        self, *arguments: str | Path, preparation: Callable[[], object] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start `moebius ARGUMENTS` as a process of its own, which calls `preparation` first."""
         return subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
             cwd=self.folder,
@@ -82,6 +84,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=preparation,
         )
 
     def training(self, out: str | Path, *fields: str) -> subprocess.Popen[str]:

@@ -172,10 +172,13 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*columns, box=None)
+    table = Table(box=None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+    # A file or a pipe has no width that anything would have to be cut to.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def _cell(value: Any) -> Text:
@@ -184,12 +187,16 @@ def _cell(value: Any) -> Text:
 
 
 def main() -> None:
-    """Run the command line; a user's error is one line on stderr and exit code 2."""
+    """Run the command line; what a user can mend is one line on stderr and exit code 2.
+
+    Ctrl-C is exit code 130; typer sees to that.
+    """
     try:
         app()
     except ValueError as error:
         print(f"moebius: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("moebius: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        place = "" if error.filename is None else f" ({error.filename})"
+        print(f"moebius: {error.strerror or error}{place}", file=sys.stderr)
+        sys.exit(2)

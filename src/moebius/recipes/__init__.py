@@ -3,6 +3,7 @@
 A user's own recipe is such a function in any file: `moebius train my_idea.py:run`.
 """
 
+import inspect
 import types
 from collections.abc import Mapping
 
@@ -21,12 +22,18 @@ def recipe(name: str) -> Run:
             f"unknown recipe {name!r}{nearest(name, TABLE)}; or write file.py:function"
         )
     function = resolve(TABLE.get(name, name))
-    if not isinstance(function, types.FunctionType):
-        raise ValueError(f"{name} is no function; a recipe is a function that returns a Run")
+    if not isinstance(function, types.FunctionType) or _needs_arguments(function):
+        raise ValueError(f"{name} is no recipe: a function without arguments that returns a Run")
     run = function()
     if not isinstance(run, Run):
         raise ValueError(f"{name} returned {type(run).__name__}, not a moebius.train.run.Run")
     return run
+
+
+def _needs_arguments(function: types.FunctionType) -> bool:
+    given = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.default is p.empty and p.kind not in given for p in parameters)
 
 
 def listing() -> list[dict[str, str]]:

@@ -72,6 +72,11 @@ class Run:
         for name in ("stop_at", "micro_batch", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 (or none)")
+        starts = [step for step, _ in self.batch_ramp]
+        if starts != sorted({step for step in starts if step >= 1}):
+            raise ValueError(f"the steps of batch_ramp must rise from 1 on, not {starts}")
+        if any(size < 1 for _, size in self.batch_ramp):
+            raise ValueError("every batch of batch_ramp must be at least 1")
         if self.matmul_flops is not None and self.matmul_flops <= 0:
             raise ValueError(f"matmul_flops must be above 0 (or none), not {self.matmul_flops}")
 
