@@ -74,7 +74,7 @@ def test_layers_of_one_pattern_have_weights_of_their_own() -> None:
 def test_residual_writes_shrink_with_their_number() -> None:
     """2 a pre-norm layer, 5 a ScMoE layer: 4 * 2 + 5."""
     w_down = built().get_parameter("layers.0.ffn.w_down")
-    assert w_down.std == (24 * 13) ** -0.5  # pyright: ignore
+    assert w_down.init_std == (24 * 13) ** -0.5  # pyright: ignore
 
 
 def test_a_model_without_layers_is_refused() -> None:

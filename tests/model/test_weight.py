@@ -21,7 +21,7 @@ def model() -> LM:
 def test_a_weight_is_born_nan_with_its_role() -> None:
     weight = Weight((3, 4), "expert", std=0.5, blocks=2)
     assert weight.isnan().all() and weight.requires_grad
-    assert (weight.role, weight.std, weight.constant, weight.blocks) == ("expert", 0.5, 0.0, 2)
+    assert (weight.role, weight.init_std, weight.constant, weight.blocks) == ("expert", 0.5, 0.0, 2)
 
 
 def test_results_of_operations_are_plain_tensors() -> None:
@@ -96,13 +96,13 @@ def test_weights_have_the_deviation_they_declare() -> None:
     initialise(lm, 0)
     for name, weight in named_weights(lm):
         std = weight.detach().std().item()
-        if weight.std is None:
+        if weight.init_std is None:
             assert std == 0 and weight.min() == weight.constant, name
         else:
-            assert math.isclose(std, weight.std, rel_tol=0.02), name
+            assert math.isclose(std, weight.init_std, rel_tol=0.02), name
     block = lm.get_submodule("layers.0")
-    assert block.get_parameter("mixer.qkv.w_q").std == 128**-0.5  # pyright: ignore
-    assert block.get_parameter("ffn.w_down").std == (256 * 2) ** -0.5  # pyright: ignore
+    assert block.get_parameter("mixer.qkv.w_q").init_std == 128**-0.5  # pyright: ignore
+    assert block.get_parameter("ffn.w_down").init_std == (256 * 2) ** -0.5  # pyright: ignore
 
 
 def test_a_parameter_without_a_role_is_refused_by_name() -> None:

@@ -19,7 +19,7 @@ class Weight(nn.Parameter):
     """A parameter with a role, and how to fill it: normal of a given std, or a constant."""
 
     role: Role
-    std: float | None
+    init_std: float | None
     constant: float
     # Fused weights hold this many matrices of equal height along dim -2 (gate and up: 2).
     blocks: int
@@ -46,11 +46,15 @@ class Weight(nn.Parameter):
         constant: float = 0.0,
         blocks: int = 1,
     ) -> None:
-        self.role, self.std, self.constant, self.blocks = role, std, constant, blocks
+        self.role, self.init_std, self.constant, self.blocks = role, std, constant, blocks
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Weight":
         twin = Weight(
-            tuple(self.shape), self.role, std=self.std, constant=self.constant, blocks=self.blocks
+            tuple(self.shape),
+            self.role,
+            std=self.init_std,
+            constant=self.constant,
+            blocks=self.blocks,
         )
         twin.data = copy.deepcopy(self.data, memo)
         twin.requires_grad_(self.requires_grad)
@@ -76,10 +80,10 @@ def initialise(module: nn.Module, seed: int) -> None:
     """Fill every weight from one seeded CPU stream, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     for _, weight in named_weights(module):
-        if weight.std is None:
+        if weight.init_std is None:
             weight.fill_(weight.constant)
         else:
             noise = torch.randn(
                 weight.shape, generator=generator, device="cpu", dtype=torch.float32
             )
-            weight.copy_(noise * weight.std)
+            weight.copy_(noise * weight.init_std)
