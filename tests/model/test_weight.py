@@ -43,7 +43,7 @@ def test_a_deep_copy_is_whole_and_apart() -> None:
     for (name, weight), (other, same) in zip(named_weights(lm), named_weights(twin), strict=True):
         assert name == other and torch.equal(weight, same) and weight.dtype == same.dtype
         assert weight is not same and weight.data_ptr() != same.data_ptr()
-        kept = ("role", "std", "constant", "blocks", "requires_grad")
+        kept = ("role", "init_std", "constant", "blocks", "requires_grad")
         assert all(getattr(weight, key) == getattr(same, key) for key in kept), name
 
 
