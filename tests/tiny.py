@@ -1,25 +1,35 @@
 """Recipes so small that a whole run takes seconds: `moebius train tests/tiny.py:tiny`.
 
 `tiny` is a LongCat-style ScMoE with zero experts under a budget; `pattern` a pre-norm stack of a
-local and a full layer. Both read this repository's own source unless `data.path` says otherwise.
+local and a full layer; `wild` what the two leave out. All read this repository's own source unless
+`data.path` says otherwise.
 """
 
+import dataclasses
 from pathlib import Path
 
 from moebius.data import DataConfig
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ends.hidden_z import HiddenZ
+from moebius.model.ends.mtp import MTP
 from moebius.model.ffn.balance.budget import Budget
 from moebius.model.ffn.balance.group import GroupLoss
+from moebius.model.ffn.balance.router_z import RouterZ
+from moebius.model.ffn.balance.sign import Sign
+from moebius.model.ffn.balance.switch import SwitchLoss
+from moebius.model.ffn.capacity import Capacity
 from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE
+from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.swa import SWA
 from moebius.optim.optimizer import OptimConfig
 from moebius.optim.roles import default_roles
+from moebius.optim.rules.adamw import AdamW
+from moebius.optim.schedules.cosine import Cosine
 from moebius.optim.schedules.wsd import WSD
 from moebius.train.run import Run
 
@@ -59,6 +69,35 @@ def pattern() -> Run:
         MoE(experts=4, top_k=2, expert_width=32, shared_experts=1, balance=(GroupLoss(),)),
     )
     return _run("pattern", ModelConfig(width=32, layers=1 * (local,) + (full,), tied=True))
+
+
+def wild() -> Run:
+    """All that holds a state or draws at random: recycled tokens, loads of the batch before."""
+    heads = GQA(heads=2, kv_heads=1, head_width=16)
+    moe = MoE(
+        experts=8,
+        top_k=2,
+        expert_width=16,
+        scaling=1.5,
+        router=Sigmoid(renormalise=True, num_groups=4, top_groups=2),
+        balance=(Sign(), SwitchLoss(), RouterZ()),
+        capacity=Capacity(1.0, "recycle"),
+    )
+    local = PreNorm(SWA(heads=2, kv_heads=2, head_width=8, window=5, sinks=True), Dense(48))
+    layers = (local, PreNorm(heads, moe), ScMoE(heads, Dense(16), moe))
+    ends = (MTP(heads, Dense(32)), HiddenZ())
+    return dataclasses.replace(
+        _run("wild", ModelConfig(width=32, layers=layers, ends=ends, tied=True)),
+        optim=OptimConfig(
+            lr=0.003, schedule=Cosine(warmup=2), roles=default_roles(AdamW(), expert_lr=0.5)
+        ),
+        batch_ramp=((4, 6), (8, 8)),
+    )
+
+
+def no_evaluation(*_: object, **__: object) -> dict[str, float]:
+    """For runs of which only the losses matter: `evaluation=tests/tiny.py:no_evaluation`."""
+    return {}
 
 
 def _run(name: str, model: ModelConfig) -> Run:

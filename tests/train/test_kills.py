@@ -15,7 +15,7 @@ import pytest
 
 from moebius.checkpoint import complete
 
-from ..running import Place, finished, lines, losses
+from ..running import UNJUDGED, Place, finished, lines, losses
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def test_killed_in_a_step_and_in_a_save(place: Place, reference: Path) -> None:
     assert life.end(within=0.01)
     hit = any(kill_while_saving(place, run, number=2) for _ in range(4))
     assert hit, "no kill hit a save"
-    done = place.cli("train", "--resume", run)
+    done = place.cli("train", "--resume", run, UNJUDGED)
     assert done.code == 0, done.err
     assert losses(run) == losses(reference)
     assert not list((run / "checkpoints").glob(".*"))
@@ -118,7 +118,9 @@ def test_killed_at_ten_random_moments(seed: int, place: Place, reference: Path) 
     assert losses(run) == losses(reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop(number: signal.Signals, place: Place, reference: Path) -> None:
     run = place.folder / number.name
     life = Life.begin(place, run)
@@ -131,7 +133,7 @@ def test_asked_to_stop(number: signal.Signals, place: Place, reference: Path) ->
     assert done.code == 130 and "Traceback" not in done.err
     assert complete(run / "checkpoints")[-1].name == f"step-{step:08d}"
     assert (run / "report.html").exists() and not (run / "summary.json").exists()
-    assert place.cli("train", "--resume", run).code == 0
+    assert place.cli("train", "--resume", run, UNJUDGED).code == 0
     assert losses(run) == losses(reference)
 
 

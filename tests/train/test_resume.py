@@ -15,7 +15,7 @@ import moebius
 from moebius.checkpoint import complete
 from moebius.train.folder import RunFolder
 
-from ..running import RECIPES, Outcome, Place, finished, losses, tree
+from ..running import RECIPES, UNJUDGED, Outcome, Place, finished, losses, tree
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def stopped(place: Place) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(place: Place) -> Path:
-    return place.train("whole")
+    return place.train("whole", UNJUDGED)
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def run(stopped: Path, tmp_path: Path) -> Path:
 )
 def test_the_experiment_cannot_change(change: str, shown: str, run: Path, place: Place) -> None:
     before, cached = tree(run), tree(place.cache)
-    error = place.cli("train", "--resume", run, change, "stop_at=none").error
+    error = place.cli("train", "--resume", run, change, "stop_at=none", UNJUDGED).error
     assert shown in error and "start a new run" in error
     assert (tree(run), tree(place.cache)) == (before, cached)
 
 
 def test_what_only_runs_it_may_change(run: Path, whole: Path, place: Place) -> None:
     changes = ("log_every=3", "checkpoint_every=1", "keep_checkpoints=3", "data.workers=1")
-    done = place.cli("train", "--resume", run, "stop_at=none", *changes)
+    done = place.cli("train", "--resume", run, "stop_at=none", UNJUDGED, *changes)
     assert done.code == 0 and "last bit" not in done.out
     found, all_of_them = losses(run), losses(whole)
     assert list(found) == [1, 2, 3, 4, 5, 6, 9, 12]
@@ -78,7 +78,7 @@ def test_what_may_cost_the_last_bit_says_so(change: str, run: Path, place: Place
 
 def test_no_checkpoint_yet_begins_anew(run: Path, whole: Path, place: Place) -> None:
     shutil.rmtree(run / "checkpoints")
-    done = place.cli("train", "--resume", run, "stop_at=none")
+    done = place.cli("train", "--resume", run, "stop_at=none", UNJUDGED)
     assert done.code == 0 and "continuing from step 0" in done.out
     assert losses(run) == losses(whole)
 
@@ -97,7 +97,7 @@ def test_changed_text_is_refused_and_put_back_is_taken(
     assert "the data has changed since this run began" in own.cli("train", "--resume", run).error
     changed.write_text(text, encoding="utf-8")
     shutil.rmtree(own.cache)
-    assert own.cli("train", "--resume", run, "stop_at=none").code == 0
+    assert own.cli("train", "--resume", run, "stop_at=none", UNJUDGED).code == 0
     assert losses(run) == losses(whole)
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over(run: Path, whole: Path, place: Plac
     sampled = place.cli("sample", run, "--num-tokens", "3")
     assert sampled.code == 0 and "damaged checkpoint passed over" in sampled.err
     assert "damaged" not in sampled.out
-    done = place.cli("train", "--resume", run, "stop_at=none")
+    done = place.cli("train", "--resume", run, "stop_at=none", UNJUDGED)
     assert done.code == 0
     assert f"damaged checkpoint passed over: {newest}" in done.out
     assert "continuing from step 4" in done.out
@@ -151,17 +151,17 @@ def limited(place: Place, kilobytes: int, *arguments: str | Path) -> Outcome:
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(run: Path, whole: Path, place: Place) -> None:
     before = [path.name for path in complete(run / "checkpoints")]
-    error = limited(place, 64, "train", "--resume", run, "stop_at=none").error
+    error = limited(place, 64, "train", "--resume", run, "stop_at=none", UNJUDGED).error
     assert "cannot save step 8" in error and "earlier checkpoints are intact" in error
     assert [path.name for path in complete(run / "checkpoints")] == before
-    assert place.cli("train", "--resume", run, "stop_at=none").code == 0
+    assert place.cli("train", "--resume", run, "stop_at=none", UNJUDGED).code == 0
     assert losses(run) == losses(whole)
 
 
 def test_a_full_disk_at_a_line_of_metrics(whole: Path, place: Place) -> None:
     run = place.folder / "full"
     name = f"{RECIPES}:tiny"
-    fields = place.fields("checkpoint_every=100")
+    fields = place.fields("checkpoint_every=100", UNJUDGED)
     assert "too large" in limited(place, 12, "train", name, *fields, "--out", run).error
     assert (run / "metrics.jsonl").stat().st_size == 12 << 10
     assert place.cli("train", "--resume", run).code == 0
@@ -174,14 +174,14 @@ def test_torn_metrics_are_cut(run: Path, whole: Path, place: Place) -> None:
         file.write('{"step": 7, "loss_hex": "0x1p0"}\n{"step": 8, "lo')
     assert place.cli("runs", run.parent, "--json").data()[0]["steps"] == 7
     assert place.cli("report", run).code == 0
-    done = place.cli("train", "--resume", run, "stop_at=none")
+    done = place.cli("train", "--resume", run, "stop_at=none", UNJUDGED)
     assert done.code == 0 and "1 torn line(s)" in done.out
     assert losses(run) == losses(whole)
 
 
 def test_a_second_process_is_refused(run: Path, place: Place) -> None:
     with RunFolder.open(run).lock():
-        error = place.cli("train", "--resume", run, "stop_at=none").error
+        error = place.cli("train", "--resume", run, "stop_at=none", UNJUDGED).error
     assert "another process is training in" in error
     assert place.cli("train", "--resume", run, "stop_at=7").code == 0
 

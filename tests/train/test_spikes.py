@@ -16,7 +16,7 @@ from moebius.train.run import Run
 from moebius.train.state import TrainState, new_state
 from moebius.train.step import train_step
 
-from ..running import Outcome, Place, lines
+from ..running import UNJUDGED, Outcome, Place, lines
 
 SPIKY = f"{Path(__file__).with_name('spikes.py')}:spiky"
 
@@ -117,7 +117,7 @@ def test_many_in_a_row_end_the_run_with_its_state_saved(place: Place) -> None:
     _, counters = load(saved)
     assert (counters["step"], counters["skipped"], counters["bad_in_a_row"]) == (7, 4, 3)
     assert [line["step"] for line in lines(run)] == list(range(1, 8))
-    further = place.cli("train", "--resume", run)
+    further = place.cli("train", "--resume", run, UNJUDGED)
     assert further.code == 0, further.err
     assert [line["step"] for line in lines(run)] == list(range(1, 13))
     assert lines(run)[-1]["skipped"] == 4
