@@ -7,6 +7,7 @@ own: each piece of a held-out document by itself, from logits.
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import torch
 
 import moebius
 from moebius import checkpoint
+from moebius.config import override
 from moebius.data import Prepared, prepare
 from moebius.infer.load import LanguageModel
+from moebius.recipes import recipe
 from moebius.train.folder import RunFolder
 from moebius.train.session import device_of, read_run
 from moebius.train.state import new_state
 
-from ..running import Place, finished, lines, losses
+from ..running import RECIPES, Place, finished, lines, losses
 
 SUMMARY = {
     "val_bits_per_byte",
@@ -128,6 +131,18 @@ def test_the_sample_is_one_of_its_seed(run: Path, place: Place) -> None:
     greedy = [place.cli("sample", run, *options, "--temperature", "0", "--seed", seed).out
               for seed in "12"]  # fmt: skip
     assert greedy[0] == greedy[1]
+
+
+def test_from_python(place: Place, reference: Path) -> None:
+    """A recipe driven by hand, as in a notebook, here in a thread that no signal reaches."""
+    run = override(recipe(f"{RECIPES}:tiny"), place.fields("steps=40", "stop_at=4"))
+    with ThreadPoolExecutor(1) as pool:
+        folder = pool.submit(moebius.fit, run, place.folder / "python").result()
+    assert folder == place.folder / "python"
+    assert losses(folder) == {step: losses(reference)[step] for step in (1, 2, 3, 4)}
+    model, tokenizer = moebius.load(str(folder))
+    tokens_BT = torch.tensor([tokenizer.encode("def while")])
+    assert model(tokens_BT).shape == (*tokens_BT.shape, 300)
 
 
 # --- the model itself -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import moebius
 from moebius.checkpoint import complete
 from moebius.train.folder import RunFolder
 
-from ..running import RECIPES, UNJUDGED, Outcome, Place, finished, losses, tree
+from ..running import RECIPES, UNJUDGED, Outcome, Place, finished, lines, losses, tree
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_what_only_runs_it_may_change(run: Path, whole: Path, place: Place) -> N
 def test_what_may_cost_the_last_bit_says_so(change: str, run: Path, place: Place) -> None:
     done = place.cli("train", "--resume", run, "stop_at=7", change)
     assert done.code == 0
-    assert f"not equal to the last bit from here on, because of {change.split('=')[0]}" in done.out
+    said = f"not equal to the last bit from here on, because of {change.split('=')[0]}"
+    assert said in done.out
+    assert said in lines(run, "events.jsonl")[0]["message"]
 
 
 def test_no_checkpoint_yet_begins_anew(run: Path, whole: Path, place: Place) -> None:
@@ -123,6 +125,9 @@ def test_a_damaged_checkpoint_is_passed_over(run: Path, whole: Path, place: Plac
     assert f"damaged checkpoint passed over: {newest}" in done.out
     assert "continuing from step 4" in done.out
     assert losses(run) == losses(whole)
+    noted = [(event["step"], event["kind"]) for event in lines(run, "events.jsonl")]
+    assert noted == [(4, "resumed")] * 2
+    assert f"damaged checkpoint passed over: {newest}" in (run / "report.html").read_text()
 
 
 def test_all_damaged_is_an_error(run: Path, place: Place) -> None:

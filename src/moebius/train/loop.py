@@ -86,6 +86,8 @@ def _train(session: Session, display: LiveDisplay) -> None:
     with _stop_requests() as stop_requested, contextlib.ExitStack() as closing:
         for sink in (metrics, events, *sinks):
             closing.callback(sink.close)
+        for message in session.notes:
+            events.write({"step": state.step, "kind": "resumed", "message": message})
 
         while state.step < run.last_step and not stop_requested():
             started = time.perf_counter()

@@ -49,6 +49,8 @@ class Session:
     counts: Counts
     # FLOP/s of plain matrix products here, in the dtype of the run.
     ceiling: float
+    # What was said while it was resumed.
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,7 +121,16 @@ def read_run(folder: RunFolder) -> tuple[Run, dict[str, Any]]:
 def resume(
     old: Run, run: Run, folder: RunFolder, prepared: Prepared, loader: Loader, say: Say
 ) -> Session:
-    """Continue in a locked folder from its newest intact checkpoint (or from the start)."""
+    """Continue in a locked folder from its newest intact checkpoint (or from the start).
+
+    What is to be known of it goes to `say`, and into the session's notes.
+    """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        say(text)
+
     _, record = read_run(folder)
     precision = record["precision"]
     if prepared.digest != record["data"]["digest"]:
@@ -129,20 +140,21 @@ def resume(
         )
     changed = inexact_changes(old, run)
     if changed:
-        say(f"not equal to the last bit from here on, because of {', '.join(changed)}")
+        note(f"not equal to the last bit from here on, because of {', '.join(changed)}")
     device = device_of(run)
     threads = run.threads or record["threads"]
     torch.set_num_threads(threads)
-    path = checkpoint.latest_intact(folder.checkpoints, say=say)
+    path = checkpoint.latest_intact(folder.checkpoints, say=note)
     state = new_state(run, device)
     if path is not None:
         tensors, counters = checkpoint.load(path)
         state.restore(tensors, counters)
     cut = folder.cut_metrics(state.step)
     if cut.unreadable:
-        say(f"{cut.unreadable} torn line(s) of metrics were left out")
-    say(f"continuing from step {state.step}")
-    return _session(run, folder, prepared, loader, state, device, precision)
+        note(f"{cut.unreadable} torn line(s) of metrics were left out")
+    note(f"continuing from step {state.step}")
+    session = _session(run, folder, prepared, loader, state, device, precision)
+    return dataclasses.replace(session, notes=tuple(notes))
 
 
 def _session(
