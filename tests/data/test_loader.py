@@ -93,7 +93,7 @@ def test_ramp(prepared: Prepared) -> None:
 
 def test_mixture_and_epochs(mixed: Prepared) -> None:
     loader = Loader(mixed, 32, 4, seed=1)
-    given = 2 * mixed.train[1].num_tokens // 32
+    given = 2 * (mixed.train[1].num_tokens // 32)
     steps = given + 20
     keys = {1: set(), 0: set()}
     counts = [0, 0]

@@ -101,3 +101,15 @@ def test_number_restarts_at_documents_and_at_the_window() -> None:
     assert documents.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert positions.tolist() == [0, 1, 0, 1, 0, 1, 2]
     assert number(np.array([0, 6]), 0)[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("length", [5, 16])
+def test_draws_shuffle_each_epochs_worth_of_windows(prepared: Prepared, length: int) -> None:
+    source = prepared.train[0]
+    size = source.num_tokens // length
+    for group in range(3):
+        numbers = range(group * size, (group + 1) * size)
+        drawn = [source.draw(n, length).tokens.tobytes() for n in numbers]
+        assert sorted(drawn) == sorted(source.window(k, length).tokens.tobytes() for k in numbers)
+        assert drawn != [source.window(k, length).tokens.tobytes() for k in numbers]
+    assert source.draw(7, length).tokens.tolist() == source.draw(7, length).tokens.tolist()

@@ -182,7 +182,7 @@ class Loader:
     def _row(self, n: int) -> _Row:
         i, k = self.mixture.draw(n)
         source = self._sources[i]
-        window = source.window(k, self.sequence_length)
+        window = source.draw(k, self.sequence_length)
         touched = tuple((source.shards, document) for document in window.touched)
         return _Row(
             window.tokens, window.documents, window.positions, touched, self.sequence_length

@@ -1,9 +1,10 @@
-"""Documents laid end to end, epoch after epoch, and cut into windows.
+"""Documents laid end to end, epoch after epoch, and cut into windows, which are shuffled as well.
 
 Each epoch is a permutation of its own. Window k of length T covers stream positions k*T to k*T+T,
 one token more than it trains on: inputs and targets overlap by one. After the last token of a
 document the next `<|document|>` is the target, so it marks the end as well, and a document of n
-tokens gives n+1 predictions. Letters: T sequence, D documents.
+tokens gives n+1 predictions. Windows are drawn in a shuffled order, or a batch would be a piece of
+one long document. Letters: T sequence, D documents.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from moebius.data.shards import Shards
 
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Keeps the seeds of window orders apart from those of document orders.
+_WINDOWS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class TokenSource:
         self.document = document
         self._seeds = seeds
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -71,8 +75,18 @@ class TokenSource:
         return TokenSource(self.shards, self.document, *seeds)
 
     def num_windows(self, length: int, epochs: float) -> int:
-        """How many windows so many epochs give."""
-        return int(self.num_tokens * epochs) // length
+        """How many windows so many epochs give, no token of them seen more often."""
+        if self.num_tokens < length:
+            return int(self.num_tokens * epochs) // length
+        return int(self.num_tokens // length * epochs)
+
+    def draw(self, n: int, length: int) -> Window:
+        """The n-th window in shuffled order: each epoch's worth of windows is a permutation."""
+        size = max(1, self.num_tokens // length)
+        group, place = divmod(n, size)
+        if self._order is None or self._order[0] != (group, length):
+            self._order = (group, length), permutation(size, *self._seeds, group, _WINDOWS)
+        return self.window(group * size + int(self._order[1][place]), length)
 
     def epoch(self, e: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the documents in an epoch, and where each of them ends."""
