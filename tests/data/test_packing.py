@@ -1,6 +1,7 @@
 """Windows are the stream, cut; every epoch has every document once."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
