@@ -37,10 +37,11 @@ def step_line(
 
 
 def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict[str, Any]]:
-    """Router metrics by layer index (of the layers that have a router)."""
+    """Router metrics by layer, of the layers that have a router."""
     metrics: dict[str, dict[str, Any]] = {}
     for i, (block, stats) in enumerate(zip(model.blocks(), result.stats, strict=True)):
-        for moe, routed in zip(routers_of(block), stats, strict=True):
+        routers = routers_of(block)
+        for j, (moe, routed) in enumerate(zip(routers, stats, strict=True)):
             line = load_metrics(routed.count_E, moe.layout.num_ffn, routed.hist_S)
             slots = max(1, int(routed.num_tokens)) * moe.layout.top_k
             line["dropped"] = int(routed.num_dropped) / slots
@@ -49,9 +50,16 @@ def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict
             bias_E = moe.bias_E()[: moe.layout.num_ffn]
             line["bias_min"], line["bias_max"] = float(bias_E.min()), float(bias_E.max())
             line["router_similarity"] = _similarity(moe)
-            line["r_g"] = _balance_ratio(moe, routed, meter.score_gradient(i))
-            metrics[str(i)] = line
+            # The taps of a layer have one name, so those of several routers cannot be told apart.
+            language_E = meter.score_gradient(i) if len(routers) == 1 else None
+            line["r_g"] = _balance_ratio(moe, routed, language_E)
+            metrics[_label(i, j, len(routers))] = line
     return metrics
+
+
+def _label(layer: int, router: int, num_routers: int) -> str:
+    """`3`, or `3.0`, `3.1` where a layer has several routers."""
+    return str(layer) if num_routers == 1 else f"{layer}.{router}"
 
 
 def _similarity(moe: MoELayer) -> float | None:
@@ -84,11 +92,12 @@ def role_metrics(model: LM, ratios: dict[str, Tensor]) -> dict[str, dict[str, fl
 
 
 def active_now(model: LM, counts: Counts, layers: dict[str, dict[str, Any]]) -> int:
-    """Mean active parameters at the budget measured now (the plan's mean where none is)."""
+    """Mean active parameters at the budget measured now."""
     shift = 0.0
     for i, block in enumerate(model.blocks()):
-        for moe in routers_of(block):
+        routers = routers_of(block)
+        for j, moe in enumerate(routers):
             per_expert = (moe.w_gate_up_E2FD.numel() + moe.w_down_EDF.numel()) / moe.layout.num_ffn
-            measured = layers[str(i)]["ffn_mean"] if str(i) in layers else moe.layout.ffn_per_token
+            measured = layers[_label(i, j, len(routers))]["ffn_mean"]
             shift += (measured - moe.layout.ffn_per_token) * per_expert
     return round(counts.active_mean + shift)
