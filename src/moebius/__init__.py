@@ -8,9 +8,11 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["fit", "load"]
-
 _LAZY = {"load": "moebius.infer.load", "fit": "moebius.train.loop"}
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ def choose(
     """
     if precision != "auto":
         return precision, {}
-    seconds = dict.fromkeys(("bf16", "fp32"), float("inf"))
+    seconds: dict[str, float] = {"bf16": float("inf"), "fp32": float("inf")}
     for attempt in range(3):
         for name in seconds:
             synchronise(device)
