@@ -31,11 +31,9 @@ def test_every_router_of_a_layer_is_shown(run: Path) -> None:
 def test_active_parameters_follow_the_measured_budget(run: Path) -> None:
     lm = moebius.load(run)[0].lm
     (block,) = lm.blocks()
-    experts = [(m.w_gate_up_E2FD.numel() + m.w_down_EDF.numel()) // m.layout.num_ffn
-               for m in routers_of(block)]  # fmt: skip
-    routed = sum(
-        each * m.layout.num_ffn for each, m in zip(experts, routers_of(block), strict=True)
-    )
+    moes = routers_of(block)
+    sizes = [m.w_gate_up_E2FD.numel() + m.w_down_EDF.numel() for m in moes]
+    experts = [size // m.layout.num_ffn for size, m in zip(sizes, moes, strict=True)]
     # All but the embedding and the experts is read by every token.
     always = sum(weight.numel() for weight in lm.parameters()) - sum(sizes) - lm.embed.w_VD.numel()
     for line in lines(run):
