@@ -111,9 +111,13 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
         try:
-            return cls(tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise ValueError(f"cannot read the tokenizer {path} ({error.strerror})") from error
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path} is damaged ({error}); restore it from a copy") from error
 
 
 def _segments(text: str, length: int = SEGMENT) -> list[str]:

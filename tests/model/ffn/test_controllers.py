@@ -53,6 +53,16 @@ def test_budget_moves_by_its_closed_form() -> None:
     assert max(map(abs, bias_of(rule).tolist())) > 1e-3
 
 
+def test_mean_gain_multiplies_what_all_ffn_experts_share() -> None:
+    rule, counts = rule_of(Budget(mu=0.1, mean_gain=7.0)), random_counts(3)
+    rule.after_step(stats_of(counts, TOKENS), 0)
+    error = errors(counts)[: LAYOUT.num_ffn]
+    shared = sum(error) / len(error)
+    moved = [0.1 * (own + 6.0 * shared) for own in error] + [0.0] * LAYOUT.num_zero
+    assert bias_of(rule).tolist() == pytest.approx(moved, abs=1e-15)
+    assert abs(shared) > 1e-4
+
+
 def test_sign_moves_by_its_closed_form() -> None:
     rule, counts = rule_of(Sign(rate=0.01)), [16, 17, 15, 0, 48, 16, 20, 12]
     rule.after_step(stats_of(counts, TOKENS), 0)

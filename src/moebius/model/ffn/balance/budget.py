@@ -3,7 +3,9 @@
 After each step the bias of FFN expert i moves by mu * (K_e / (K N) - T_i / (K T)), T_i its
 assignments among T tokens; zero experts stay at bias 0, so their share follows. That is integral
 control of the bias on the load error; `integral` and `derivative` add the missing gains of a PID on
-the increments. mu decays by `decay` every `every` steps down to `floor`.
+the increments. mu decays by `decay` every `every` steps down to `floor`. `mean_gain` (ours)
+multiplies the part of the error that all FFN experts share, the error of the budget itself: it is
+far less noisy than that of one expert, so a short run may follow it much faster.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ class Budget(BalanceConfig):
     floor: float = 0.01
     integral: float = 0.0
     derivative: float = 0.0
+    mean_gain: float = 1.0
 
     def build(self, layout: Layout) -> BalanceRule:
         return _Budget(self, layout)
@@ -60,6 +63,7 @@ class _Budget(BalanceRule):
         target = layout.ffn_per_token * stats.num_tokens.double()
         slots = layout.num_ffn * layout.top_k * stats.num_tokens.clamp(min=1)
         error_E = ((target - layout.num_ffn * stats.count_E) / slots).to(self.bias.dtype)
+        error_E[: layout.num_ffn] += (config.mean_gain - 1.0) * error_E[: layout.num_ffn].mean()
         error_E[layout.num_ffn :] = 0.0
         self.error_sum += error_E
         slope_E = error_E - self.error_last
