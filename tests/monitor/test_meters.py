@@ -19,7 +19,13 @@ from moebius.model.ffn.moe import MoE, MoELayer
 from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.part import Site
 from moebius.model.weight import initialise
-from moebius.monitor.meters import Meter, gradient_ratio, load_metrics, router_similarity
+from moebius.monitor.meters import (
+    Meter,
+    budget_summary,
+    gradient_ratio,
+    load_metrics,
+    router_similarity,
+)
 from moebius.monitor.tap import observing, scope, tap
 
 WIDTH, LENGTH = 8, 12
@@ -252,3 +258,17 @@ def test_hidden_rms_does_not_add_up_in_bf16() -> None:
     with observing(meter), scope("layers/0"):
         tap("hidden", torch.full((100_000,), 3.0, dtype=torch.bfloat16))
     assert meter.hidden_rms() == [3.0]
+
+
+def test_budget_summary_over_the_last_third() -> None:
+    means = [9.0] * 6 + [3.0, 3.5, 1.5]
+    lines = [{"layers": {"1": {"ffn_mean": mean, "ffn_std": mean / 10}}} for mean in means]
+    summary = budget_summary(lines, {"1": 3.0}, window=2)
+    assert summary == {
+        "1": {
+            "target": 3.0,
+            "mean": pytest.approx(8.0 / 3),
+            "worst_window": pytest.approx(2.5),  # of 3.25 and 2.5
+            "std": pytest.approx(0.8 / 3),
+        }
+    }

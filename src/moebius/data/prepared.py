@@ -46,6 +46,20 @@ class Prepared:
                 ids = source.shards.tokens(i).tolist()
                 yield source.shards.key(i), b"".join(map(token_bytes, ids))
 
+    def describe(self) -> list[str]:
+        """A line a source: what was read, what is held out, what was skipped and why."""
+        lines: list[str] = []
+        for entry in self.manifest["sources"]:
+            train, heldout = entry["train"], entry["heldout"]
+            skipped = [f"{count} {why}" for why, (count, _) in entry["skipped"].items()]
+            lines.append(
+                f"{entry['name']}: {train['documents']:,} documents, "
+                f"{train['bytes'] / 1e6:.2f} MB, {train['tokens'] / 1e6:.2f}M tokens; "
+                f"held out {heldout['documents']:,}, "
+                f"{heldout['bytes'] / 1e6:.2f} MB; skipped {', '.join(skipped) or 'nothing'}"
+            )
+        return lines
+
     def bytes_per_token(self, split: str) -> float:
         """Text bytes for each target, `<|document|>` targets counted: bits per byte are the mean
         loss in bits, divided by this."""

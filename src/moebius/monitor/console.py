@@ -212,6 +212,11 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "time": duration(number(summary, "seconds")),
         "precision": str(summary.get("precision") or "-"),
     }
+    for layer, kept in (summary.get("ffn_experts") or {}).items():
+        facts[f"FFN experts, layer {layer}"] = (
+            f"{kept['mean']:.3f} a token over the last third (target {kept['target']:g}, worst 100 "
+            f"steps {kept['worst_window']:.3f}), std over tokens {kept['std']:.2f}"
+        )
     skipped = number(summary, "skipped_steps")
     if skipped:
         facts["skipped updates"] = f"{skipped:.0f}"

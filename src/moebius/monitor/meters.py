@@ -6,6 +6,7 @@ selected.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,3 +89,26 @@ def gradient_ratio(balance_E: Tensor, language_E: Tensor | None) -> float | None
         return None
     norm = float(language_E.norm())
     return float(balance_E.double().norm()) / norm if norm > 0 else None
+
+
+def budget_summary(
+    lines: Sequence[Mapping[str, Any]], targets: Mapping[str, float], window: int = 100
+) -> dict[str, dict[str, float]]:
+    """How well each router kept its budget over the last third of the logged lines.
+
+    By layer: the target, the mean FFN experts per token, the mean of the window of `window` lines
+    that is furthest from the target, and the mean standard deviation over tokens.
+    """
+    tail = lines[-max(1, len(lines) // 3) :]
+    summary: dict[str, dict[str, float]] = {}
+    for layer, target in targets.items():
+        means = [line["layers"][layer]["ffn_mean"] for line in tail]
+        size = min(window, len(means))
+        windows = [sum(means[i : i + size]) / size for i in range(len(means) - size + 1)]
+        summary[layer] = {
+            "target": target,
+            "mean": sum(means) / len(means),
+            "worst_window": max(windows, key=lambda mean: abs(mean - target)),
+            "std": sum(line["layers"][layer]["ffn_std"] for line in tail) / len(tail),
+        }
+    return summary

@@ -59,7 +59,7 @@ def quickstart() -> Run:
             schedule=WSD(warmup="2%", decay="50%"),
             roles=roles,
         ),
-        steps=360,
+        steps=400,
         batch=8,
         sequence_length=512,
         vocab=4096,

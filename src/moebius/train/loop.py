@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moebius.config import override, resolve
 from moebius.monitor.alarms import Alarms
 from moebius.monitor.ceiling import synchronise
 from moebius.monitor.console import LiveDisplay, summary_table
-from moebius.monitor.meters import Meter
+from moebius.monitor.meters import Meter, budget_summary
 from moebius.monitor.report import write_report
+from moebius.monitor.runs import read_metrics
 from moebius.monitor.sinks import JsonLines
+from moebius.ops.experts import choose as choose_experts
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.folder import RunFolder, check_place
-from moebius.train.measure import step_line
+from moebius.train.measure import budgets, step_line
 from moebius.train.run import Run, check_same_experiment
 from moebius.train.session import (
     Progress,
@@ -174,6 +178,7 @@ def _finish(session: Session, display: LiveDisplay) -> None:
         "params_active_min": counts.active_min,
         "params_active_mean": counts.active_mean,
         "params_active_max": counts.active_max,
+        "ffn_experts": budget_summary(read_metrics(session.folder.metrics), budgets(state.model)),
         **figures,
     }
     session.folder.write_json("summary.json", summary)
@@ -183,14 +188,16 @@ def _finish(session: Session, display: LiveDisplay) -> None:
 
 def _facts(session: Session) -> dict[str, str]:
     """What is in use, by name, printed at the start."""
-    counts, manifest = session.counts, session.prepared.manifest
+    counts = session.counts
     return {
         "folder": str(session.folder.path),
         "device": f"{session.device}, {session.precision}, ceiling "
         f"{session.ceiling / 1e9:,.0f} GFLOP/s on plain products",
         "parameters": f"{counts.total / 1e6:.2f}M, active {counts.active_mean / 1e6:.2f}M "
         f"({counts.active_min / 1e6:.2f}M to {counts.active_max / 1e6:.2f}M)",
-        "data": str(manifest.get("counts", manifest.get("path", session.prepared.folder))),
+        "in use": f"attention sdpa, experts {choose_experts(session.device, session.dtype)}, "
+        f"{torch.get_num_threads()} threads",
+        **{f"data {i}": text for i, text in enumerate(session.prepared.describe())},
     }
 
 

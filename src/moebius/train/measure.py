@@ -57,6 +57,16 @@ def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict
     return metrics
 
 
+def budgets(model: LM) -> dict[str, float]:
+    """The mean FFN experts per token that each router aims at, by the labels of the metrics."""
+    targets: dict[str, float] = {}
+    for i, block in enumerate(model.blocks()):
+        routers = routers_of(block)
+        for j, moe in enumerate(routers):
+            targets[_label(i, j, len(routers))] = moe.layout.ffn_per_token
+    return targets
+
+
 def _label(layer: int, router: int, num_routers: int) -> str:
     """`3`, or `3.0`, `3.1` where a layer has several routers."""
     return str(layer) if num_routers == 1 else f"{layer}.{router}"
