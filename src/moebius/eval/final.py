@@ -24,7 +24,8 @@ from moebius.monitor.tap import Observer, observing
 
 # Baselines of a large corpus are taken over this much of each side.
 BASELINE_BYTES = 64 << 20
-PROMPT = "def "
+# The sample continues so many tokens of the first held-out document.
+PROMPT = 24
 PASSAGE = 400
 
 
@@ -46,7 +47,7 @@ def evaluate(
     use = expert_use(model, heldout)
     if use is not None:
         write("tokens.json", use)
-    sample = sample_text(model, prepared.tokenizer, PROMPT, 200, seed=seed)
+    sample = sample_text(model, prepared.tokenizer, opening(prepared), 160, seed=seed)
     return {
         "val_bits_per_byte": result.bits_per_byte,
         "val_loss": result.loss,
@@ -55,6 +56,13 @@ def evaluate(
         **baselines(prepared),
         "sample": sample,
     }
+
+
+def opening(prepared: Prepared) -> str:
+    """The first tokens of the first held-out document, as text: a prompt that fits any corpus."""
+    shards = prepared.heldout[0].shards
+    tokens = shards.tokens(next(iter(shards)), 0, PROMPT + 1).tolist()
+    return prepared.tokenizer.decode(tokens[1:])
 
 
 def baselines(prepared: Prepared) -> dict[str, float]:
