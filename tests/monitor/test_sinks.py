@@ -99,3 +99,9 @@ def test_tensorboard_writes_what_its_own_reader_reads(tmp_path: Path) -> None:
     ]
     assert found == [(3, 2.5), (4, 2.25)]
     assert "layers/0/load_cv" in events.Tags()["tensors"]
+
+
+def test_a_missing_package_is_said_before_a_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WandBConfig, "PACKAGE", "no_such_package")
+    with pytest.raises(ValueError, match=r"no_such_package .*pip install 'moebius\[track\]'"):
+        WandBConfig().check()

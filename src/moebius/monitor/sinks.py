@@ -4,6 +4,7 @@ A sink takes one mapping a logged step. The two trackers are optional packages, 
 is opened; nested metrics reach them under paths such as `layers/0/load_cv`.
 """
 
+import importlib.util
 import json
 import math
 from abc import ABC, abstractmethod
@@ -38,6 +39,13 @@ class SinkConfig(Variant, ABC):
         "wandb": "moebius.monitor.sinks:WandBConfig",
     }
     SEAM: ClassVar[str] = "sink"
+    # The optional package it writes with, if any.
+    PACKAGE: ClassVar[str | None] = None
+
+    def check(self) -> None:
+        """ValueError where the sink's package is not installed; asked before a run begins."""
+        if self.PACKAGE is not None and importlib.util.find_spec(self.PACKAGE) is None:
+            raise ValueError(f"{self.PACKAGE} {_INSTALL}")
 
     @abstractmethod
     def build(self, folder: Path, name: str) -> Sink:
@@ -108,6 +116,8 @@ class WandB(Sink):
 class TensorBoardConfig(SinkConfig):
     """TensorBoard event files in `tensorboard/` of the run folder."""
 
+    PACKAGE: ClassVar[str | None] = "tensorboard"
+
     def build(self, folder: Path, name: str) -> Sink:
         return TensorBoard(folder / "tensorboard")
 
@@ -116,6 +126,8 @@ class TensorBoardConfig(SinkConfig):
 @dataclass(frozen=True)
 class WandBConfig(SinkConfig):
     """A run in a Weights & Biases project, named like the run folder."""
+
+    PACKAGE: ClassVar[str | None] = "wandb"
 
     project: str = "moebius"
 

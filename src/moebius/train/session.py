@@ -75,6 +75,8 @@ def check(run: Run) -> Counts:
         optimizer_of(run, model)
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
+    for sink in run.sinks:
+        sink.check()
     return count(model, run.sequence_length)
 
 
