@@ -13,7 +13,7 @@ from rich.text import Text
 from moebius.bench.step import bench_step
 from moebius.bench.table import rows_table
 from moebius.config import override
-from moebius.data import Loader, inspect, prepare, render
+from moebius.data import inspect, render
 from moebius.infer.load import load
 from moebius.infer.sample import sample_text
 from moebius.monitor.compare import compare_rows, write_comparison
@@ -23,6 +23,7 @@ from moebius.monitor.runs import list_runs
 from moebius.recipes import listing, recipe
 from moebius.train.loop import continue_run, fit
 from moebius.train.run import Run
+from moebius.train.session import open_data
 
 app = typer.Typer(
     help="Train small Mixture-of-Experts language models, from raw text to a served model.",
@@ -142,8 +143,7 @@ def inspect_data(
     """Show a recipe's corpus: sizes, mixture, what was skipped and why, decoded samples."""
     run = _run_or_quickstart(name, overrides)
     with progress_bar() as progress:
-        prepared = prepare(run.data, run.vocab, progress=progress)
-    loader = Loader(prepared, run.sequence_length, run.batch, run.seed, run.batch_ramp)
+        prepared, loader = open_data(run, progress)
     found = inspect(prepared, loader)
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moebius.bench.twin import dense_twin
-from moebius.data import Loader, prepare
+from moebius.data import Loader
 from moebius.model.count import count
 from moebius.model.ffn.moe import routers_of
 from moebius.model.lm import LM
@@ -22,9 +22,9 @@ from moebius.ops.experts import BACKENDS, choose
 from moebius.train.precision import DTYPES
 from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
-from moebius.train.session import check, device_of
+from moebius.train.session import check, device_of, open_data, trial
 from moebius.train.state import TrainState, new_state
-from moebius.train.step import context_of, forward_backward, train_step
+from moebius.train.step import context_of, train_step
 
 WARM_UP = 3
 # Relative error allowed between the naive loop and the fast path, norm-wise, by dtype.
@@ -39,11 +39,10 @@ def bench_step(
     device = device_of(run)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    prepared = prepare(run.data, run.vocab, progress=progress)
-    loader = Loader(prepared, run.sequence_length, run.batch, run.seed)
+    _, loader = open_data(run, progress)
     runs = [run, dense_twin(run)]
     states = [new_state(one, device) for one in runs]
-    precision = _precision(run, states[0], loader, device)
+    precision, _ = choose_precision(run.precision, device, trial(run, states[0], loader, device))
     dtype = DTYPES[precision]
     agreement = max_error(states[0].model, loader, device, dtype)
     agrees = agreement is None or agreement <= TOLERANCE[dtype]
@@ -71,14 +70,6 @@ def bench_step(
         "expert_error": agreement,
         "rows": rows,
     }
-
-
-def _precision(run: Run, state: TrainState, loader: Loader, device: torch.device) -> str:
-    def work(dtype: torch.dtype) -> None:
-        forward_backward(state.model, [loader.batch(0).to(device)], 0, dtype, False)
-        state.model.zero_grad(set_to_none=True)
-
-    return choose_precision(run.precision, device, work)[0]
 
 
 def _timed_step(
@@ -152,6 +143,3 @@ def _relative(truth: torch.Tensor, other: torch.Tensor) -> float:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-__all__ = ["bench_step", "max_error"]

@@ -16,7 +16,7 @@ import torch
 
 import moebius
 from moebius import checkpoint
-from moebius.config import fingerprint, resolve, to_json
+from moebius.config import fingerprint, resolve
 from moebius.data import Loader, Prepared, prepare
 from moebius.model.count import Counts, count
 from moebius.monitor.ceiling import matmul_rate
@@ -101,7 +101,7 @@ def start(run: Run, folder: RunFolder, prepared: Prepared, loader: Loader) -> Se
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     state = new_state(run, device)
-    precision, measured = choose(run.precision, device, _trial(run, state, loader, device))
+    precision, measured = choose(run.precision, device, trial(run, state, loader, device))
     session = _session(run, folder, prepared, loader, state, device, precision)
     kept = to_folder_json(run, lambda path: _relative(folder, path))
     prepared.tokenizer.save(folder.path / "tokenizer.json")
@@ -173,9 +173,11 @@ def _session(
     return Session(run, folder, prepared, loader, state, device, precision, counts, ceiling)
 
 
-def _trial(
+def trial(
     run: Run, state: TrainState, loader: Loader, device: torch.device
 ) -> Callable[[torch.dtype], None]:
+    """The short piece of real work by which `auto` compares precisions."""
+
     def work(dtype: torch.dtype) -> None:
         batch = loader.batch(0)
         micro = batch.rows(0, min(len(batch), run.micro_batch or len(batch), 4)).to(device)
@@ -211,7 +213,6 @@ def describe(session: Session) -> dict[str, Any]:
         "params_active_mean": counts.active_mean,
         "params_active_max": counts.active_max,
         "flops_per_token": counts.flops_train,
-        "run": to_json(session.run),
     }
 
 

@@ -94,8 +94,7 @@ class MoELayer(FeedForward):
     def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
         route: Route = self.router(h_BTD.flatten(0, 1), self.bias_E())
         index_NS, weight_NS = route.index_NS, route.weight_NS
-        none = torch.zeros((), dtype=torch.int64, device=h_BTD.device)
-        dropped = recycled = none
+        dropped = recycled = torch.zeros((), dtype=torch.int64, device=h_BTD.device)
         if self.training and self.config.capacity is not None:
             fitted = fit(self.config.capacity, self.layout, route, ctx, self.layer)
             index_NS, weight_NS = fitted.index_NS, fitted.weight_NS

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from torch import Tensor
+import torch
 
-from moebius.model.ffn.routers import Route, Router, RouterConfig, Selection
+from moebius.model.ffn.routers import Router, RouterConfig, Selection
+from moebius.model.ffn.routers.linear import LinearRouter
 from moebius.model.part import Site
-from moebius.model.weight import Weight
-from moebius.ops.linear import at_least_fp32, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +19,4 @@ class Sigmoid(RouterConfig):
 
     def build(self, site: Site, num_outputs: int, top_k: int) -> Router:
         selection = Selection(top_k, self.renormalise, self.num_groups, self.top_groups)
-        selection.check(num_outputs)
-        return _Sigmoid(selection, site, num_outputs)
-
-
-class _Sigmoid(Router):
-    def __init__(self, selection: Selection, site: Site, num_outputs: int) -> None:
-        super().__init__()
-        self.selection = selection
-        self.w_ED = Weight((num_outputs, site.width), "router", std=site.into(site.width))
-
-    def forward(self, x_ND: Tensor, bias_E: Tensor) -> Route:
-        logit_NE = linear(x_ND.to(at_least_fp32(x_ND.dtype)), self.w_ED)
-        return self.selection(logit_NE, logit_NE.sigmoid(), bias_E)
+        return LinearRouter(selection, site, num_outputs, torch.sigmoid)

@@ -1,13 +1,13 @@
 """Softmax router: scores compete (Switch, Hunyuan-Large, LongCat-Flash 2.1)."""
 
 import dataclasses
+from functools import partial
 
-from torch import Tensor
+import torch
 
-from moebius.model.ffn.routers import Route, Router, RouterConfig, Selection
+from moebius.model.ffn.routers import Router, RouterConfig, Selection
+from moebius.model.ffn.routers.linear import LinearRouter
 from moebius.model.part import Site
-from moebius.model.weight import Weight
-from moebius.ops.linear import at_least_fp32, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +20,4 @@ class Softmax(RouterConfig):
 
     def build(self, site: Site, num_outputs: int, top_k: int) -> Router:
         selection = Selection(top_k, self.renormalise, self.num_groups, self.top_groups)
-        selection.check(num_outputs)
-        return _Softmax(selection, site, num_outputs)
-
-
-class _Softmax(Router):
-    def __init__(self, selection: Selection, site: Site, num_outputs: int) -> None:
-        super().__init__()
-        self.selection = selection
-        self.w_ED = Weight((num_outputs, site.width), "router", std=site.into(site.width))
-
-    def forward(self, x_ND: Tensor, bias_E: Tensor) -> Route:
-        logit_NE = linear(x_ND.to(at_least_fp32(x_ND.dtype)), self.w_ED)
-        return self.selection(logit_NE, logit_NE.softmax(-1), bias_E)
+        return LinearRouter(selection, site, num_outputs, partial(torch.softmax, dim=-1))
