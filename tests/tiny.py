@@ -65,7 +65,7 @@ def pattern() -> Run:
     """A dense layer that sees a window, then a MoE layer that sees all; head tied."""
     local = PreNorm(SWA(heads=4, kv_heads=2, head_width=8, window=8), Dense(64))
     full = PreNorm(
-        GQA(heads=4, kv_heads=2, head_width=8, qk_norm=True),
+        GQA(heads=4, kv_heads=2, head_width=8, qk_norm="head"),
         MoE(experts=4, top_k=2, expert_width=32, shared_experts=1, balance=(GroupLoss(),)),
     )
     return _run("pattern", ModelConfig(width=32, layers=1 * (local,) + (full,), tied=True))

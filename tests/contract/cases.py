@@ -26,7 +26,7 @@ from moebius.model.ffn.balance.router_z import RouterZ
 from moebius.model.ffn.balance.sign import Sign
 from moebius.model.ffn.balance.switch import SwitchLoss
 from moebius.model.ffn.dense import Dense
-from moebius.model.ffn.moe import MoE
+from moebius.model.ffn.moe import Clamp, MoE
 from moebius.model.ffn.routers import RouterConfig
 from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.ffn.routers.softmax import Softmax
@@ -35,6 +35,7 @@ from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
+from moebius.model.rope import Linear, YaRN
 
 WIDTH, VOCAB = 32, 40
 SITE = Site(WIDTH, num_writes=4, layer=1, eps=1e-5)
@@ -73,27 +74,35 @@ LISTED: dict[type[Variant], dict[str, dict[str, Variant]]] = {
         "gqa": {
             "plain": GQA_,
             "one_kv": GQA(4, 1, 8),
-            "qk_norm": GQA(4, 2, 8, qk_norm=True),
+            "qk_norm": GQA(4, 2, 8, qk_norm="head"),
             "nope": GQA(4, 4, 8, rope_base=None),
+            "biased": GQA(4, 2, 8, bias=True, qk_norm="full", sinks=True),
+            "late_norm": GQA(4, 2, 8, qk_norm="head_after_rope", rope_scaling=Linear(4.0)),
         },
         "swa": {
             "plain": SWA(4, 2, 8, window=5),
             "sinks": SWA(4, 2, 8, window=5, sinks=True),
             "self": SWA(4, 2, 8, window=1, sinks=True),
-            "qk_norm_nope": SWA(4, 2, 8, window=3, rope_base=None, qk_norm=True),
+            "qk_norm_nope": SWA(4, 2, 8, window=3, rope_base=None, qk_norm="head"),
         },
         "mla": {
             "plain": MLA_,
             "full_rank_q": dataclasses.replace(MLA_, q_rank=None),
             "nope": dataclasses.replace(MLA_, rope_base=None),
             "scaled": dataclasses.replace(MLA_, scale_correction=True),
+            "yarn": dataclasses.replace(
+                MLA_, bias=True, rope_scaling=YaRN(4.0, 8, mscale=0.7, mscale_all_dim=1.0)
+            ),
         },
     },
     FeedForwardConfig: {
-        "dense": {"plain": DENSE},
+        "dense": {"plain": DENSE, "biased": Dense(48, bias=True)},
         "moe": {
             "all_rules": MOE,
             "bare": MoE(experts=4, expert_width=16, top_k=2),
+            "biased": MoE(
+                4, 16, 2, router=Softmax(True, bias=True), bias=True, clamp=Clamp(limit=2.0)
+            ),
             "sigmoid": MoE(experts=4, expert_width=16, top_k=2, router=Sigmoid(renormalise=True)),
         },
     },

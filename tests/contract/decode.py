@@ -133,14 +133,16 @@ def check_snapshot(config: Any) -> None:
 
 @torch.no_grad()
 def check_bytes(config: Any) -> None:
-    """`bytes` is what the tensors of the state hold."""
-    module, x_BTD = fresh(config), hidden(2, LENGTH)
-    states = start(module, x_BTD)
+    """`bytes` of the state, and `state_bytes` of the mixer, are what its tensors hold."""
+    mixer, x_BTD = fresh(config), hidden(2, LENGTH)
+    states = start(mixer, x_BTD)
     for part_BTD in x_BTD.split(8, dim=1):
-        _, states = advance(module, part_BTD, states)
-        for state in states:
-            held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
-            assert state.bytes == held, f"the state says {state.bytes} bytes, it holds {held}"
+        _, states = advance(mixer, part_BTD, states)
+        state = states[0]
+        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+        assert state.bytes == held, f"the state says {state.bytes} bytes, it holds {held}"
+        said = 2 * mixer.state_bytes(state.length, x_BTD.dtype)
+        assert said == held, f"the mixer says {said} bytes, its state holds {held}"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -61,23 +61,23 @@ def attend(
 
 def gqa(module: Any, x_TD: Tensor, window: int | None = None) -> Tensor:
     """GQA and, with a window, SWA with its sinks."""
-    qkv, config = module.qkv, module.qkv.config
+    own, kv, config = module.heads, module.kv, module.heads.config
     width = config.head_width
     heads: list[Tensor] = []
     for head in range(config.heads):
         shared = head // (config.heads // config.kv_heads)
         rows, kv_rows = (slice(i * width, (i + 1) * width) for i in (head, shared))
-        q_TK, k_TK = x_TD @ qkv.w_q[rows].double().T, x_TD @ qkv.w_k[kv_rows].double().T
-        if config.qk_norm:
-            q_TK = rms(q_TK, qkv.q_norm.w_D.double(), qkv.q_norm.eps)
-            k_TK = rms(k_TK, qkv.k_norm.w_D.double(), qkv.k_norm.eps)
+        q_TK, k_TK = x_TD @ own.w_q[rows].double().T, x_TD @ kv.w_k[kv_rows].double().T
+        if config.qk_norm == "head":
+            q_TK = rms(q_TK, own.q_norm.w_D.double(), own.q_norm.eps)
+            k_TK = rms(k_TK, kv.k_norm.w_D.double(), kv.k_norm.eps)
         q_TK, k_TK = turn(q_TK, config.rope_base), turn(k_TK, config.rope_base)
-        v_TK = x_TD @ qkv.w_v[kv_rows].double().T
+        v_TK = x_TD @ kv.w_v[kv_rows].double().T
         sink = -math.inf
-        if window is not None and module.sink_H is not None:
+        if module.sink_H is not None:
             sink = float(module.sink_H[head])
         heads.append(attend(q_TK, k_TK, v_TK, width**-0.5, window, sink))
-    return torch.cat(heads, dim=-1) @ qkv.w_o.double().T
+    return torch.cat(heads, dim=-1) @ own.w_o.double().T
 
 
 def mla(module: Any, x_TD: Tensor) -> Tensor:
@@ -87,14 +87,18 @@ def mla(module: Any, x_TD: Tensor) -> Tensor:
     scaled = config.scale_correction
     latent_T, q_rank = x_TD, config.q_rank
     if q_rank is not None:
-        latent_T = x_TD @ module.w_qa.double().T
-        latent_T = rms(latent_T, module.q_norm.w_D.double(), config.latent_eps)
-    q_TX = latent_T @ module.w_qb.double().T * (width / q_rank if scaled and q_rank else 1.0) ** 0.5
-    down_TX = x_TD @ module.w_kva.double().T
-    c_TC = rms(down_TX[:, : config.kv_rank], module.kv_norm.w_D.double(), config.latent_eps)
+        latent_T = x_TD @ module.queries.w_qa.double().T
+        latent_T = rms(latent_T, module.queries.q_norm.w_D.double(), config.latent_eps)
+    q_TX = (
+        latent_T
+        @ module.queries.w_qb.double().T
+        * (width / q_rank if scaled and q_rank else 1.0) ** 0.5
+    )
+    down_TX = x_TD @ module.latents.w_kva.double().T
+    c_TC = rms(down_TX[:, : config.kv_rank], module.latents.kv_norm.w_D.double(), config.latent_eps)
     c_TC = c_TC * (width / config.kv_rank if scaled else 1.0) ** 0.5
     k_TR = turn(down_TX[:, config.kv_rank :], config.rope_base)
-    w_kvb = module.w_kvb.double()
+    w_kvb = module.heads.w_kvb.double()
     heads: list[Tensor] = []
     for head in range(config.heads):
         q_TH = q_TX[:, head * (nope + rope) : (head + 1) * (nope + rope)]
@@ -102,4 +106,4 @@ def mla(module: Any, x_TD: Tensor) -> Tensor:
         up = w_kvb[head * (nope + value) : (head + 1) * (nope + value)]
         k_TH = torch.cat([c_TC @ up[:nope].T, k_TR], dim=1)
         heads.append(attend(q_TH, k_TH, c_TC @ up[nope:].T, (nope + rope) ** -0.5))
-    return torch.cat(heads, dim=-1) @ module.w_o.double().T
+    return torch.cat(heads, dim=-1) @ module.heads.w_o.double().T

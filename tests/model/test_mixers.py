@@ -45,11 +45,11 @@ def mixed(mixer: Any, x_BTD: Tensor, ctx: Context) -> Tensor:
     "config",
     [
         GQA(4, 2, 6),
-        GQA(3, 3, 4, rope_base=100.0, qk_norm=True),
+        GQA(3, 3, 4, rope_base=100.0, qk_norm="head"),
         GQA(4, 1, 5, rope_base=None),
         SWA(4, 2, 6, window=3),
         SWA(4, 4, 6, window=1, sinks=True),
-        SWA(2, 1, 8, window=4, sinks=True, qk_norm=True, rope_base=None),
+        SWA(2, 1, 8, window=4, sinks=True, qk_norm="head", rope_base=None),
         LATENT,
         dataclasses.replace(LATENT, q_rank=None),
         dataclasses.replace(LATENT, rope_base=None),
@@ -98,12 +98,12 @@ def test_scale_factors_fold_into_the_latent_norms() -> None:
     scaled = built(dataclasses.replace(LATENT, scale_correction=True))
     plain = built(LATENT)
     plain.load_state_dict(scaled.state_dict())
-    plain.q_norm.w_D *= (WIDTH / 10) ** 0.5
-    plain.kv_norm.w_D *= (WIDTH / 6) ** 0.5
+    plain.queries.q_norm.w_D *= (WIDTH / 10) ** 0.5
+    plain.latents.kv_norm.w_D *= (WIDTH / 6) ** 0.5
     x_BTD, ctx = noise(2, 9, WIDTH, seed=3), context((9,), (4, 5))
     want_BTD = mixed(scaled, x_BTD, ctx)
     torch.testing.assert_close(mixed(plain, x_BTD, ctx), want_BTD, rtol=1e-10, atol=1e-12)
-    plain.q_norm.w_D /= 2
+    plain.queries.q_norm.w_D /= 2
     assert not torch.allclose(mixed(plain, x_BTD, ctx), want_BTD, rtol=1e-3)
 
 
@@ -115,9 +115,9 @@ def test_latents_begin_with_unit_variance(scaled: bool) -> None:
     mixer: Any = config.build(Site(256, 2, 0, 1e-5))
     initialise(mixer, 0)
     x_BTD, ctx = noise(1, 400, 256, seed=3), context((400,))
-    q_BTHP, _ = mixer._queries(x_BTD, ctx)
-    latent_BTC, _ = mixer._latents(x_BTD, ctx)
-    expanded_BTX = latent_BTC @ mixer.w_kvb.double().T
+    q_BTHP, _ = mixer.queries(x_BTD, ctx)
+    latent_BTC, _ = mixer.latents(x_BTD, ctx)
+    expanded_BTX = latent_BTC @ mixer.heads.w_kvb.double().T
     assert abs(float(q_BTHP.var()) - 1) < 0.15
     assert abs(float(expanded_BTX.var()) - 1) < 0.15
 

@@ -15,7 +15,7 @@ from moebius.model.weight import Weight, initialise, named_weights
 
 
 def model() -> LM:
-    return ModelConfig(16, 2 * (PreNorm(GQA(2, 1, 8, qk_norm=True), Dense(24)),)).build(30)
+    return ModelConfig(16, 2 * (PreNorm(GQA(2, 1, 8, qk_norm="head"), Dense(24)),)).build(30)
 
 
 def test_a_weight_is_born_nan_with_its_role() -> None:
@@ -101,7 +101,7 @@ def test_weights_have_the_deviation_they_declare() -> None:
         else:
             assert math.isclose(std, weight.init_std, rel_tol=0.02), name
     block = lm.get_submodule("layers.0")
-    assert block.get_parameter("mixer.qkv.w_q").init_std == 128**-0.5  # pyright: ignore
+    assert block.get_parameter("mixer.heads.w_q").init_std == 128**-0.5  # pyright: ignore
     assert block.get_parameter("ffn.w_down").init_std == (256 * 2) ** -0.5  # pyright: ignore
 
 

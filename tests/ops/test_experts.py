@@ -1,6 +1,7 @@
 """The fast expert ops against a loop over experts: all routings, values and every gradient."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from moebius.ops.experts import BACKENDS, choose, experts
 from moebius.ops.experts.naive import experts_naive
+from moebius.ops.linear import clamped_swiglu
 
 from .compare import TOLERANCE, assert_same, noise
 
@@ -76,6 +78,22 @@ def test_segments_equal_naive_on_many_tokens(seed: int) -> None:
     inputs = inputs_of(index_NS, 8, 8, torch.float64, torch.float64)
     fast, naive = function(BACKENDS["segments"], index_NS), function(experts_naive, index_NS)
     assert_same(fast, naive, inputs, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PAIRS, ids=str)
+def test_biases_and_clamped_swiglu_equal_naive(backend: str, dtype: torch.dtype) -> None:
+    index_NS = ROUTINGS["zero_experts"]
+    inputs = inputs_of(index_NS, 16, 24, dtype, torch.promote_types(dtype, torch.float32))
+    inputs["b_gate_up"] = noise(NUM_EXPERTS, 48, seed=5, dtype=inputs["gate_up"].dtype)
+    inputs["b_down"] = noise(NUM_EXPERTS, 16, seed=6, dtype=inputs["gate_up"].dtype)
+    activation = partial(clamped_swiglu, alpha=1.702, limit=0.7)
+
+    def with_biases(op: Callable[..., Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        names = ("weight", "gate_up", "down", "b_gate_up", "b_down")
+        return lambda x: op(x["x"], index_NS, *(x[name] for name in names), activation)
+
+    fast, naive = with_biases(BACKENDS[backend]), with_biases(experts_naive)
+    assert_same(fast, naive, inputs, TOLERANCE[dtype])
 
 
 def test_naive_is_the_formula() -> None:

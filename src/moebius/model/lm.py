@@ -17,6 +17,7 @@ from moebius.model.context import Context
 from moebius.model.ends import End, EndConfig
 from moebius.model.ends.head import Embedding, Head
 from moebius.model.ffn import RouteStats
+from moebius.model.ffn.routers import Router
 from moebius.model.part import Site
 from moebius.model.recompute import recompute_contexts
 from moebius.monitor.tap import scope, tap
@@ -30,6 +31,8 @@ class ModelConfig:
     layers: tuple[BlockConfig, ...]
     ends: tuple[EndConfig, ...] = ()
     tied: bool = False
+    # What looked-up token vectors are multiplied by; None: sqrt(width) if tied, else 1.
+    embedding_scale: float | None = None
     norm_eps: float = 1e-5
 
     def build(self, vocab: int) -> "LM":
@@ -66,13 +69,19 @@ class LM(nn.Module):
         self.config, self.vocab = config, vocab
         num_writes = sum(layer.num_writes for layer in config.layers)
         site = partial(Site, config.width, num_writes, eps=config.norm_eps)
-        self.embed = Embedding(vocab, config.width, config.tied)
+        self.embed = Embedding(vocab, config.width, config.tied, config.embedding_scale)
         self.layers = nn.ModuleList(
             layer.build(site(layer=i)) for i, layer in enumerate(config.layers)
         )
         self.ends = nn.ModuleList(end.build(site(layer=len(self.layers))) for end in config.ends)
         tied_to = self.embed.w_VD if config.tied else None
         self.head = Head(vocab, config.width, config.norm_eps, tied_to)
+
+    def check_trainable(self) -> None:
+        """ValueError where a part of the model could run, but would never learn."""
+        for module in self.modules():
+            if isinstance(module, Router):
+                module.check_trainable()
 
     def blocks(self) -> list[Block]:
         """The layers, typed."""

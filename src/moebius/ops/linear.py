@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def linear(x: Tensor, w_OI: Tensor) -> Tensor:
-    """`x @ w_OI.T` in the dtype of x: [..., I] -> [..., O]."""
-    return F.linear(x, w_OI.to(x.dtype))
+def linear(x: Tensor, w_OI: Tensor, b_O: Tensor | None = None) -> Tensor:
+    """`x @ w_OI.T + b_O` in the dtype of x: [..., I] -> [..., O]."""
+    return F.linear(x, w_OI.to(x.dtype), None if b_O is None else b_O.to(x.dtype))
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
@@ -28,3 +28,10 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of a last dim that holds gate then up: [..., 2F] -> [..., F]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """gpt-oss: `gate * sigmoid(alpha * gate) * (up + 1)`, gate <= limit and |up| <= limit."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)

@@ -12,11 +12,12 @@ from moebius.ops.loss import head_cross_entropy
 class Embedding(nn.Module):
     """Token vectors. Tied to the head they are drawn small, as the head needs them."""
 
-    def __init__(self, vocab: int, width: int, tied: bool) -> None:
+    def __init__(self, vocab: int, width: int, tied: bool, scale: float | None = None) -> None:
         super().__init__()
         role = "head" if tied else "embedding"
         self.w_VD = Weight((vocab, width), role, std=width**-0.5 if tied else 1.0)
-        self.scale = width**0.5 if tied else 1.0
+        usual = width**0.5 if tied else 1.0
+        self.scale = usual if scale is None else scale
 
     def forward(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
         x_BTD = torch.nn.functional.embedding(tokens_BT, self.w_VD).to(dtype)

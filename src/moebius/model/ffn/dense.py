@@ -16,6 +16,7 @@ class Dense(FeedForwardConfig):
     """One SwiGLU of hidden width `hidden`."""
 
     hidden: int
+    bias: bool = False
 
     def build(self, site: Site) -> FeedForward:
         return _Dense(self, site)
@@ -27,9 +28,12 @@ class _Dense(FeedForward):
         gate_up, down = (2 * config.hidden, site.width), (site.width, config.hidden)
         self.w_gate_up = Weight(gate_up, "matrix", std=site.into(site.width), blocks=2)
         self.w_down = Weight(down, "matrix", std=site.back(config.hidden))
+        self.b_gate_up = Weight((2 * config.hidden,), "bias") if config.bias else None
+        self.b_down = Weight((site.width,), "bias") if config.bias else None
 
     def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
         return Pending(h_BTD, ctx)
 
     def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
-        return linear(swiglu(linear(pending.h_BTD, self.w_gate_up)), self.w_down), None
+        hidden = swiglu(linear(pending.h_BTD, self.w_gate_up, self.b_gate_up))
+        return linear(hidden, self.w_down, self.b_down), None

@@ -8,6 +8,7 @@ expert width, E experts, S selected.
 """
 
 import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,15 @@ from moebius.model.weight import Weight
 from moebius.monitor.tap import tap
 from moebius.ops.experts import experts
 from moebius.ops.inject import inject
-from moebius.ops.linear import linear, swiglu
+from moebius.ops.linear import clamped_swiglu, linear, swiglu
+
+
+@dataclasses.dataclass(frozen=True)
+class Clamp:
+    """gpt-oss's SwiGLU: gate and up limited, `gate * sigmoid(alpha * gate) * (up + 1)`."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +52,9 @@ class MoE(FeedForwardConfig):
     router: RouterConfig = Softmax()
     balance: tuple[BalanceConfig, ...] = ()
     capacity: Capacity | None = None
+    # Biases of the routed experts, and another activation than SwiGLU (gpt-oss has both).
+    bias: bool = False
+    clamp: Clamp | None = None
 
     @property
     def layout(self) -> Layout:
@@ -79,6 +91,14 @@ class MoELayer(FeedForward):
         # The deviation of the unsplit FFN: eq. 8 counts the narrower hidden layer as lost variance.
         down_std = site.back(hidden) * config.split**-0.5
         self.w_down_EDF = Weight(down, "expert", std=down_std)
+        self.b_gate_up_E2F = self.b_down_ED = None
+        if config.bias:
+            self.b_gate_up_E2F = Weight((num_experts, 2 * hidden), "bias")
+            self.b_down_ED = Weight((num_experts, width), "bias")
+        self.activation = swiglu
+        if config.clamp is not None:
+            limits = dataclasses.asdict(config.clamp)
+            self.activation = partial(clamped_swiglu, **limits)
         self.shared_gate_up = self.shared_down = None
         if config.shared_experts:
             shared = config.shared_experts * hidden
@@ -111,7 +131,8 @@ class MoELayer(FeedForward):
         index_NS, weight_NS = pending.index_NS, pending.weight_NS
         assert index_NS is not None and weight_NS is not None
         x_ND = pending.h_BTD.flatten(0, 1)
-        y_ND = experts(x_ND, index_NS, weight_NS, self.w_gate_up_E2FD, self.w_down_EDF)
+        weights = (self.w_gate_up_E2FD, self.w_down_EDF, self.b_gate_up_E2F, self.b_down_ED)
+        y_ND = experts(x_ND, index_NS, weight_NS, *weights, self.activation)
         if self.layout.num_zero:
             is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
             zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)
@@ -151,7 +172,8 @@ class MoELayer(FeedForward):
         most = float(min(layout.top_k, layout.num_ffn))
         counts = (least, layout.ffn_per_token, most)
         share = tuple(count / layout.num_ffn for count in counts)
-        return {"w_gate_up_E2FD": share, "w_down_EDF": share}  # pyright: ignore
+        names = ("w_gate_up_E2FD", "w_down_EDF", "b_gate_up_E2F", "b_down_ED")
+        return {name: share for name in names if getattr(self, name) is not None}  # pyright: ignore
 
 
 def routers_of(block: nn.Module) -> list[MoELayer]:

@@ -67,6 +67,10 @@ class Mixer(nn.Module, ABC):
         """The state of `batch` empty sequences."""
 
     @abstractmethod
+    def state_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Bytes that the state of one sequence holds once it has seen `context` tokens."""
+
+    @abstractmethod
     def flops(self, context: int) -> float:
         """Forward FLOPs per token at a context length, beyond the products with weights."""
 

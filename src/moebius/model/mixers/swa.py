@@ -12,27 +12,35 @@ from torch import Tensor
 
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
-from moebius.model.mixers.cache import TokenCache
-from moebius.model.mixers.gqa import GQA, QKV
+from moebius.model.mixers.cache import SLACK, TokenCache
+from moebius.model.mixers.gqa import GQA, Heads, KeysValues, QKNorm, empty_cache
 from moebius.model.part import Site
+from moebius.model.rope import RopeScaling
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 
 
 @dataclasses.dataclass(frozen=True)
 class SWA(MixerConfig):
-    """Grouped-query attention over the last `window` tokens; `sinks` adds one logit a head."""
+    """Grouped-query attention over the last `window` tokens; the rest as in `GQA`."""
 
     heads: int
     kv_heads: int
     head_width: int
     window: int
     rope_base: float | None = 10_000.0
-    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    qk_norm: QKNorm = "none"
+    bias: bool = False
     sinks: bool = False
 
     def build(self, site: Site) -> Mixer:
         return _SWA(self, site)
+
+    def without_window(self) -> GQA:
+        """The same attention over all tokens."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(GQA)}
+        return GQA(**values)
 
 
 class _SWA(Mixer):
@@ -40,11 +48,10 @@ class _SWA(Mixer):
         super().__init__()
         if config.window < 1:
             raise ValueError(f"window ({config.window}) must be at least 1: a token sees itself")
-        self.config = config
-        heads = GQA(
-            config.heads, config.kv_heads, config.head_width, config.rope_base, config.qk_norm
-        )
-        self.qkv = QKV(heads, site)
+        self.config, self.full = config, config.without_window()
+        self.full.check()
+        self.heads = Heads(self.full, site)
+        self.kv = KeysValues(self.full, site)
         self.sink_H = Weight((config.heads,), "scalar") if config.sinks else None
 
     def forward(
@@ -54,7 +61,8 @@ class _SWA(Mixer):
         state: DecodeState | None,
         borrowed: Mapping[str, Tensor],
     ) -> tuple[Tensor, DecodeState | None, dict[str, Tensor]]:
-        q_BTHK, k_BSGK, v_BSGK = self.qkv.project(x_BTD, ctx)
+        q_BTHK = self.heads.queries(x_BTD, ctx)
+        k_BSGK, v_BSGK = self.kv(x_BTD, ctx)
         length = x_BTD.shape[1]
         if state is None:
             index_T = torch.arange(length, device=x_BTD.device)
@@ -76,12 +84,14 @@ class _SWA(Mixer):
             causal=state is None,
             window=self.config.window,
         )
-        return self.qkv.back(out_BTHK), state, {}
+        return self.heads.back(out_BTHK), state, {}
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:
-        shape = (batch, 0, self.config.kv_heads, self.config.head_width)
-        empty = torch.empty(shape, dtype=dtype, device=device)
-        return TokenCache((empty, empty), window=self.config.window)
+        return empty_cache(self.full, batch, dtype, device, self.config.window)
+
+    def state_bytes(self, context: int, dtype: torch.dtype) -> int:
+        kept = min(context, self.config.window + SLACK)
+        return 2 * self.config.kv_heads * self.config.head_width * kept * dtype.itemsize
 
     def flops(self, context: int) -> float:
         seen = min(context / 2, self.config.window)

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from moebius.ops.experts.naive import experts_naive
 from moebius.ops.experts.sorted import experts_grouped, experts_segments
+from moebius.ops.linear import swiglu
 
-ExpertOp = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
+ExpertOp = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Activation], Tensor
+]
 
 BACKENDS: dict[str, ExpertOp] = {
     "naive": experts_naive,
@@ -28,11 +32,20 @@ def choose(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def experts(
-    x_ND: Tensor, index_NS: Tensor, weight_NS: Tensor, w_gate_up_E2FD: Tensor, w_down_EDF: Tensor
+    x_ND: Tensor,
+    index_NS: Tensor,
+    weight_NS: Tensor,
+    w_gate_up_E2FD: Tensor,
+    w_down_EDF: Tensor,
+    b_gate_up_E2F: Tensor | None = None,
+    b_down_ED: Tensor | None = None,
+    activation: Activation = swiglu,
 ) -> Tensor:
-    """Sum over selected experts of `weight * SwiGLU_e(x)`; indices >= E (zero experts) are skipped.
+    """Sum over selected experts of `weight * FFN_e(x)`; indices >= E (zero experts) are skipped.
 
-    Shapes: x_ND, index_NS (int64), weight_NS (at least fp32) -> y_ND in the dtype of x.
+    FFN_e is `down(activation(gate_up(x)))`, SwiGLU unless another activation [..., 2F] -> [..., F]
+    is given. Shapes: x_ND, index_NS (int64), weight_NS (at least fp32) -> y_ND in the dtype of x.
     """
     op = BACKENDS[choose(x_ND.device, x_ND.dtype)]
-    return op(x_ND, index_NS, weight_NS, w_gate_up_E2FD, w_down_EDF)
+    weights = (w_gate_up_E2FD, w_down_EDF, b_gate_up_E2F, b_down_ED)
+    return op(x_ND, index_NS, weight_NS, *weights, activation)

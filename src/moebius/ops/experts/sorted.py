@@ -15,6 +15,7 @@ from torch import Tensor
 from moebius.ops.linear import swiglu
 
 SegmentMatmul = Callable[[Tensor, Tensor, Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
 
 
 class _SegmentMatmul(torch.autograd.Function):
@@ -50,6 +51,10 @@ def _grouped_matmul(x_MI: Tensor, w_EOI: Tensor, count_E: Tensor) -> Tensor:
     return F.grouped_mm(x_MI, w_EOI.mT, offs=ends_E)
 
 
+def _biased(y_MO: Tensor, b_EO: Tensor | None, expert_M: Tensor) -> Tensor:
+    return y_MO if b_EO is None else y_MO + b_EO.to(y_MO.dtype).index_select(0, expert_M)
+
+
 def _experts_sorted(
     matmul: SegmentMatmul,
     x_ND: Tensor,
@@ -57,29 +62,50 @@ def _experts_sorted(
     weight_NS: Tensor,
     w_gate_up_E2FD: Tensor,
     w_down_EDF: Tensor,
+    b_gate_up_E2F: Tensor | None,
+    b_down_ED: Tensor | None,
+    activation: Activation,
 ) -> Tensor:
     num_experts, num_selected = w_down_EDF.shape[0], index_NS.shape[1]
     flat = index_NS.flatten()
     count_E = torch.bincount(flat, minlength=num_experts)[:num_experts]
     order_M = flat.argsort(stable=True)[: int(count_E.sum())]
-    token_M = order_M // num_selected
+    token_M, expert_M = order_M // num_selected, flat[order_M]
     x_MD = x_ND.index_select(0, token_M)
-    hidden_MF = swiglu(matmul(x_MD, w_gate_up_E2FD.to(x_ND.dtype), count_E))
+    gate_up_MX = matmul(x_MD, w_gate_up_E2FD.to(x_ND.dtype), count_E)
+    hidden_MF = activation(_biased(gate_up_MX, b_gate_up_E2F, expert_M))
     out_MD = matmul(hidden_MF, w_down_EDF.to(x_ND.dtype), count_E)
+    out_MD = _biased(out_MD, b_down_ED, expert_M)
     weight_M1 = weight_NS.flatten().index_select(0, order_M)[:, None]
     y_ND = torch.zeros(x_ND.shape, dtype=weight_NS.dtype, device=x_ND.device)
     return y_ND.index_add(0, token_M, out_MD * weight_M1).to(x_ND.dtype)
 
 
 def experts_segments(
-    x_ND: Tensor, index_NS: Tensor, weight_NS: Tensor, w_gate_up_E2FD: Tensor, w_down_EDF: Tensor
+    x_ND: Tensor,
+    index_NS: Tensor,
+    weight_NS: Tensor,
+    w_gate_up_E2FD: Tensor,
+    w_down_EDF: Tensor,
+    b_gate_up_E2F: Tensor | None = None,
+    b_down_ED: Tensor | None = None,
+    activation: Activation = swiglu,
 ) -> Tensor:
     """See `moebius.ops.experts.experts`."""
-    return _experts_sorted(_segment_matmul, x_ND, index_NS, weight_NS, w_gate_up_E2FD, w_down_EDF)
+    weights = (w_gate_up_E2FD, w_down_EDF, b_gate_up_E2F, b_down_ED)
+    return _experts_sorted(_segment_matmul, x_ND, index_NS, weight_NS, *weights, activation)
 
 
 def experts_grouped(
-    x_ND: Tensor, index_NS: Tensor, weight_NS: Tensor, w_gate_up_E2FD: Tensor, w_down_EDF: Tensor
+    x_ND: Tensor,
+    index_NS: Tensor,
+    weight_NS: Tensor,
+    w_gate_up_E2FD: Tensor,
+    w_down_EDF: Tensor,
+    b_gate_up_E2F: Tensor | None = None,
+    b_down_ED: Tensor | None = None,
+    activation: Activation = swiglu,
 ) -> Tensor:
     """See `moebius.ops.experts.experts`. Widths D and F must be multiples of 8 (16 bytes)."""
-    return _experts_sorted(_grouped_matmul, x_ND, index_NS, weight_NS, w_gate_up_E2FD, w_down_EDF)
+    weights = (w_gate_up_E2FD, w_down_EDF, b_gate_up_E2F, b_down_ED)
+    return _experts_sorted(_grouped_matmul, x_ND, index_NS, weight_NS, *weights, activation)

@@ -50,8 +50,6 @@ class Selection:
             raise ValueError(
                 f"top_k ({self.top_k}) must lie in 1..{num_outputs}, the router outputs"
             )
-        if self.renormalise and self.top_k == 1:
-            raise ValueError("top_k 1 with renormalise makes every weight 1: no router gradient")
         if self.num_groups > 1 and num_outputs % self.num_groups:
             raise ValueError(f"num_groups ({self.num_groups}) must divide {num_outputs} outputs")
         if not 1 <= self.top_groups <= self.num_groups:
@@ -84,6 +82,9 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_ND: Tensor, bias_E: Tensor) -> Route:
         """Route tokens; `bias_E` is added to the scores for selection only."""
+
+    def check_trainable(self) -> None:
+        """ValueError where this router could run, but would never learn."""
 
 
 @dataclasses.dataclass(frozen=True)

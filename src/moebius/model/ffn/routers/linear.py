@@ -22,12 +22,18 @@ class LinearRouter(Router):
         site: Site,
         num_outputs: int,
         score: Callable[[Tensor], Tensor],
+        bias: bool = False,
     ) -> None:
         super().__init__()
         selection.check(num_outputs)
         self.selection, self.score = selection, score
         self.w_ED = Weight((num_outputs, site.width), "router", std=site.into(site.width))
+        self.b_E = Weight((num_outputs,), "bias") if bias else None
 
     def forward(self, x_ND: Tensor, bias_E: Tensor) -> Route:
-        logit_NE = linear(x_ND.to(at_least_fp32(x_ND.dtype)), self.w_ED)
+        logit_NE = linear(x_ND.to(at_least_fp32(x_ND.dtype)), self.w_ED, self.b_E)
         return self.selection(logit_NE, self.score(logit_NE), bias_E)
+
+    def check_trainable(self) -> None:
+        if self.selection.renormalise and self.selection.top_k == 1:
+            raise ValueError("top_k 1 with renormalise makes every weight 1: no router gradient")
