@@ -32,6 +32,7 @@ from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.mixers import MixerConfig
 from moebius.model.mixers.gqa import GQA
+from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
@@ -93,6 +94,11 @@ LISTED: dict[type[Variant], dict[str, dict[str, Variant]]] = {
             "yarn": dataclasses.replace(
                 MLA_, bias=True, rope_scaling=YaRN(4.0, 8, mscale=0.7, mscale_all_dim=1.0)
             ),
+        },
+        "kda": {
+            "plain": KDA(4, 8),
+            "bounded": KDA(3, 5, conv_width=2, lower_bound=-5.0, negative_eigenvalues=True),
+            "no_conv": KDA(2, 8, conv_width=1),
         },
     },
     FeedForwardConfig: {

@@ -6,21 +6,24 @@ of declaration. Roles are the vocabulary that optimizers speak.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+# Values of a shape from the stream that fills the model, on the CPU.
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 Role = Literal["embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar"]
 
 
 class Weight(nn.Parameter):
-    """A parameter with a role, and how to fill it: normal of a given std, or a constant."""
+    """A parameter with a role, and how to fill it: a draw, normal of a given std, or a constant."""
 
     role: Role
     init_std: float | None
     constant: float
+    draw: Draw | None
     # Fused weights hold this many matrices of equal height along dim -2 (gate and up: 2).
     blocks: int
 
@@ -31,6 +34,7 @@ class Weight(nn.Parameter):
         *,
         std: float | None = None,
         constant: float = 0.0,
+        draw: Draw | None = None,
         blocks: int = 1,
     ) -> Self:
         if min(shape, default=1) < 1:
@@ -44,9 +48,11 @@ class Weight(nn.Parameter):
         *,
         std: float | None = None,
         constant: float = 0.0,
+        draw: Draw | None = None,
         blocks: int = 1,
     ) -> None:
         self.role, self.init_std, self.constant, self.blocks = role, std, constant, blocks
+        self.draw = draw
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Weight":
         twin = Weight(
@@ -54,6 +60,7 @@ class Weight(nn.Parameter):
             self.role,
             std=self.init_std,
             constant=self.constant,
+            draw=self.draw,
             blocks=self.blocks,
         )
         twin.data = copy.deepcopy(self.data, memo)
@@ -80,7 +87,9 @@ def initialise(module: nn.Module, seed: int) -> None:
     """Fill every weight from one seeded CPU stream, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     for _, weight in named_weights(module):
-        if weight.init_std is None:
+        if weight.draw is not None:
+            weight.copy_(weight.draw(tuple(weight.shape), generator))
+        elif weight.init_std is None:
             weight.fill_(weight.constant)
         else:
             noise = torch.randn(

@@ -20,6 +20,7 @@ TABLE = {
     "gqa": "moebius.model.mixers.gqa:GQA",
     "swa": "moebius.model.mixers.swa:SWA",
     "mla": "moebius.model.mixers.mla:MLA",
+    "kda": "moebius.model.mixers.kda:KDA",
 }
 
 
