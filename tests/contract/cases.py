@@ -34,6 +34,7 @@ from moebius.model.mixers import MixerConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
+from moebius.model.mixers.nsa import NSA
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
 from moebius.model.rope import Linear, YaRN
@@ -58,6 +59,7 @@ NUMBERS = {
 
 GQA_, DENSE = GQA(4, 2, 8), Dense(48)
 MLA_ = MLA(heads=4, q_rank=12, kv_rank=8, nope_width=8, rope_width=4, v_width=6)
+NSA_ = NSA(4, 2, 8, block=4, stride=2, selected_block=4, num_selected=4, window=3)
 MOE = MoE(
     experts=4,
     expert_width=16,
@@ -94,6 +96,13 @@ LISTED: dict[type[Variant], dict[str, dict[str, Variant]]] = {
             "yarn": dataclasses.replace(
                 MLA_, bias=True, rope_scaling=YaRN(4.0, 8, mscale=0.7, mscale_all_dim=1.0)
             ),
+        },
+        "nsa": {
+            "plain": NSA_,
+            "one_kv": dataclasses.replace(NSA_, kv_heads=1, compression="mean", rope_base=None),
+            "shared_kv": dataclasses.replace(NSA_, num_selected=3, separate_kv=False),
+            "wide": dataclasses.replace(NSA_, kv_heads=4, stride=4, selected_block=8),
+            "far": dataclasses.replace(NSA_, block=6, num_selected=6, selected_block=2),
         },
         "kda": {
             "plain": KDA(4, 8),

@@ -7,7 +7,8 @@ decoding (None in training); `lent` are tensors that later layers may borrow by 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ TABLE = {
     "gqa": "moebius.model.mixers.gqa:GQA",
     "swa": "moebius.model.mixers.swa:SWA",
     "mla": "moebius.model.mixers.mla:MLA",
+    "cla": "moebius.model.mixers.cla:CLA",
+    "nsa": "moebius.model.mixers.nsa:NSA",
     "kda": "moebius.model.mixers.kda:KDA",
 }
 
@@ -52,6 +55,8 @@ class Mixer(nn.Module, ABC):
     # Names of tensors this mixer lends to, and borrows from, other layers.
     lends: tuple[str, ...] = ()
     borrows: tuple[str, ...] = ()
+    # What those tensors are (widths, positions, window): equal for a lender and its borrowers.
+    loan: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def forward(

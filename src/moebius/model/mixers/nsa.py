@@ -105,7 +105,7 @@ class _State(DecodeState):
 
     selected: TokenCache
     window: TokenCache | None
-    open: TokenCache  # tokens before compression, as many as an unfinished block may hold
+    unfinished: TokenCache  # tokens before compression, as many as an unfinished block may hold
     compressed: KeyValue  # [B, C, G, K]
     config: NSA
 
@@ -115,7 +115,7 @@ class _State(DecodeState):
 
     @property
     def bytes(self) -> int:
-        caches = (self.selected, self.open, *(() if self.window is None else (self.window,)))
+        caches = (self.selected, self.unfinished, *(() if self.window is None else (self.window,)))
         blocks = sum(x.numel() * x.element_size() for x in self.compressed)
         return sum(cache.bytes for cache in caches) + blocks
 
@@ -130,7 +130,7 @@ class _State(DecodeState):
             self,
             selected=selected,
             window=None if self.window is None else self.window.rollback(num_tokens),
-            open=self.open.rollback(num_tokens),
+            unfinished=self.unfinished.rollback(num_tokens),
             compressed=(k_BCGK[:, :blocks], v_BCGK[:, :blocks]),
         )
 
@@ -139,7 +139,7 @@ class _State(DecodeState):
     ) -> Self:
         """The state with new tokens in all branches and the blocks they complete."""
         config, done = self.config, self.config.num_blocks(self.length)
-        tokens = self.open.extend(*new[0])
+        tokens = self.unfinished.extend(*new[0])
         device = tokens.entries[0].device
         index_C = torch.arange(done, config.num_blocks(tokens.seen), device=device)
         last_C = index_C * config.stride + config.block - 1 - (tokens.seen - tokens.kept)
@@ -150,13 +150,13 @@ class _State(DecodeState):
             self,
             selected=self.selected.extend(*new[1]),
             window=None if self.window is None else self.window.extend(*new[2]),
-            open=tokens,
+            unfinished=tokens,
             compressed=(k_BCGK, v_BCGK),
         )
 
     def trim(self) -> Self:
         window = None if self.window is None else self.window.trim()
-        return dataclasses.replace(self, window=window, open=self.open.trim())
+        return dataclasses.replace(self, window=window, unfinished=self.unfinished.trim())
 
 
 @dataclasses.dataclass(frozen=True)
