@@ -2,8 +2,9 @@
 
 A corpus is one path, or several sources with weights. A path is `python:stdlib` (the library of
 this Python), a file, a folder, or a dataset of the Hugging Face hub (`hf:OWNER/NAME`, `hf:FOLDER`).
-`max_bytes` caps the text taken from each source, in reading order. `seed` orders documents and
-never changes the shards, nor do weights and epochs.
+`max_bytes` caps the text taken from each source, in reading order. `tokenizer` is the path of a
+`tokenizer.json` to use as it is, else one is trained; `document` names its token that opens a
+document. `seed` orders documents and never changes the shards, nor do weights and epochs.
 """
 
 import os
@@ -37,6 +38,8 @@ class DataConfig:
     sources: tuple[Source, ...] = ()
     max_bytes: int | None = None
     max_document_bytes: int = 1 << 20
+    tokenizer: str | None = None
+    document: str | None = None
     seed: int = 0
     cache: str = runtime(".moebius/data")
     workers: int = runtime(0)
@@ -51,6 +54,8 @@ class DataConfig:
             raise ValueError(
                 f"data.max_document_bytes must be at least 64, not {self.max_document_bytes}"
             )
+        if self.document is not None and self.tokenizer is None:
+            raise ValueError("data.document names a token of data.tokenizer; set that as well")
         if self.workers < 0:
             raise ValueError(f"data.workers must be 0 (all cores) or more, not {self.workers}")
 

@@ -2,7 +2,9 @@
 
 The global batch of a step is the same however many workers, ranks or micro-batches share it:
 `split` and `shard` only cut it, and every part knows the number of targets of the whole, which is
-what a summed loss is divided by. Letters: B sequences, T positions.
+what a summed loss is divided by. A run whose sequences change their length has a loader for each
+stage, which draws the corpus anew in an order of its own: the stage's number is one more seed.
+Letters: B sequences, T positions.
 """
 
 import bisect
@@ -107,10 +109,44 @@ def _batch(rows: list[_Row], first: int) -> Batch:
     )
 
 
+class Sizes:
+    """How many sequences the steps have. `ramp` lists (from_step, sequences) changes. Final."""
+
+    def __init__(self, batch: int, ramp: tuple[tuple[int, int], ...] = (), first: int = 0) -> None:
+        starts = [start for start, _ in ramp]
+        if batch < 1 or any(size < 1 for _, size in ramp):
+            raise ValueError("batch sizes must be at least 1")
+        if starts != sorted(set(starts)) or any(start <= first for start in starts):
+            raise ValueError(f"the steps of a batch ramp must rise from {first + 1} on: {starts}")
+        self._steps = [first, *starts]
+        self._sizes = [batch, *(size for _, size in ramp)]
+        self._before = [0]
+        for i in range(1, len(self._steps)):
+            stretch = (self._steps[i] - self._steps[i - 1]) * self._sizes[i - 1]
+            self._before.append(self._before[-1] + stretch)
+
+    def until(self, step: int) -> int:
+        """How many sequences the steps from the first one to `step` (not included) have."""
+        i = bisect.bisect_right(self._steps, step) - 1
+        return self._before[i] + (step - self._steps[i]) * self._sizes[i]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a loader of a later stage begins in its run: what the stages before it did."""
+
+    stage: int
+    step: int
+    sequences: int
+    # Targets that each source gave.
+    taken: tuple[int, ...]
+
+
 class Loader:
     """The global batch of any step. `ramp` lists (from_step, sequences) changes of `batch`. Final.
 
-    With `steps`, a run longer than what capped sources give is refused at once (ValueError).
+    With `steps`, a run longer than what capped sources give is refused at once (ValueError). A
+    later stage's loader has a `start`; what the stages before took counts towards `max_epochs`.
     """
 
     def __init__(
@@ -121,21 +157,18 @@ class Loader:
         seed: int,
         ramp: tuple[tuple[int, int], ...] = (),
         steps: int | None = None,
+        start: Start | None = None,
     ) -> None:
-        if sequence_length < 1 or batch < 1 or any(size < 1 for _, size in ramp):
-            raise ValueError("sequence length and batch sizes must be at least 1")
-        starts = [start for start, _ in ramp]
-        if starts != sorted(set(starts)) or any(start < 1 for start in starts):
-            raise ValueError(f"the steps of a batch ramp must rise from 1 on, not {starts}")
+        if sequence_length < 1:
+            raise ValueError("the sequence length must be at least 1")
         self.sequence_length = sequence_length
-        self._steps = [0, *starts]
-        self._sizes = [batch, *(size for _, size in ramp)]
-        self._before = [0]
-        for i in range(1, len(self._steps)):
-            stretch = (self._steps[i] - self._steps[i - 1]) * self._sizes[i - 1]
-            self._before.append(self._before[-1] + stretch)
+        self._start = start or Start(0, 0, 0, (0,) * len(prepared.train))
+        self._sizes = Sizes(batch, ramp, self._start.step)
+        # One order a stage; without stages it is the order that runs have always had.
+        stage = (self._start.stage,) if self._start.stage else ()
         self._sources = [
-            source.reseed(prepared.config.seed, seed, i) for i, source in enumerate(prepared.train)
+            source.reseed(prepared.config.seed, seed, i, *stage)
+            for i, source in enumerate(prepared.train)
         ]
         mixture = prepared.config.mixture()
         for entry, own in zip(mixture, self._sources, strict=True):
@@ -149,30 +182,45 @@ class Loader:
             [
                 None
                 if entry.max_epochs is None
-                else own.num_windows(sequence_length, entry.max_epochs)
-                for entry, own in zip(mixture, self._sources, strict=True)
+                else max(0, own.num_windows(sequence_length, entry.max_epochs) - given)
+                for entry, own, given in zip(mixture, self._sources, self._given(), strict=True)
             ],
         )
         if steps is not None:
             self.check(steps)
 
+    def _given(self) -> list[int]:
+        """The windows of this length that each source gave in the stages before, rounded up."""
+        return [-(-taken // self.sequence_length) for taken in self._start.taken]
+
     def check(self, steps: int) -> None:
         """Raise ValueError where a run of so many steps needs more than the capped sources give."""
-        needed, total = self.sequences_until(steps), self.mixture.total
+        needed, total = self._sizes.until(steps), self.mixture.total
         if total is not None and needed > total:
+            stage = f" from step {self._start.step} on" if self._start.stage else ""
             raise ValueError(
-                f"{steps} steps need {needed} sequences and the sources give {total} within their "
-                "max_epochs; raise max_epochs or train for fewer steps"
+                f"{steps} steps need {needed} sequences{stage} and the sources give {total} within "
+                "their max_epochs; raise max_epochs or train for fewer steps"
             )
 
     def sequences_until(self, step: int) -> int:
-        """How many sequences come before a step."""
-        i = bisect.bisect_right(self._steps, step) - 1
-        return self._before[i] + (step - self._steps[i]) * self._sizes[i]
+        """How many sequences of the run come before a step."""
+        return self._start.sequences + self._sizes.until(step)
 
     def tokens_until(self, step: int) -> int:
-        """How many targets come before a step."""
-        return self.sequences_until(step) * self.sequence_length
+        """How many targets of the run come before a step."""
+        return sum(self._start.taken) + self._sizes.until(step) * self.sequence_length
+
+    def after(self, step: int) -> Start:
+        """Where the loader of the next stage begins, if it does so at a step of this one."""
+        counts = self.mixture.counts(self._sizes.until(step))
+        taken = zip(self._start.taken, counts, strict=True)
+        return Start(
+            self._start.stage + 1,
+            step,
+            self.sequences_until(step),
+            tuple(before + count * self.sequence_length for before, count in taken),
+        )
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step (from 0)."""
@@ -180,7 +228,7 @@ class Loader:
         return _batch([self._row(n) for n in range(first, end)], first)
 
     def _row(self, n: int) -> _Row:
-        i, k = self.mixture.draw(n)
+        i, k = self.mixture.draw(n - self._start.sequences)
         source = self._sources[i]
         window = source.draw(k, self.sequence_length)
         touched = tuple((source.shards, document) for document in window.touched)

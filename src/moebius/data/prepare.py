@@ -1,9 +1,9 @@
 """Documents -> tokenizer and token shards, in parallel, resumable, counted.
 
 All is checked before the first byte is written. The tokenizer is trained on at most 64 MiB of the
-training side, then the groups of files are tokenised. After a kill, finished parts stay and the
-rest is done. The folder's name is the fingerprint of the configuration, the file listing (path,
-size, time) and the vocabulary.
+training side, unless the configuration names one; then the groups of files are tokenised. After a
+kill, finished parts stay and the rest is done. The folder's name is the fingerprint of the
+configuration, the file listing (path, size, time), the vocabulary and the named tokenizer's bytes.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from moebius.data import hub
 from moebius.data.config import DataConfig
 from moebius.data.corpus import sample_of, split_of
 from moebius.data.documents import Corpus, Split, open_corpus
-from moebius.data.prepared import Prepared, digest_of, open_prepared
+from moebius.data.prepared import Prepared, digest_of, load_tokenizer, open_prepared
 from moebius.data.shards import ASIDE, part_is_whole, write_aside
 from moebius.data.tokenizer import MIN_VOCAB, Tokenizer, train_tokenizer
 from moebius.data.work import Meter, Progress, Work
@@ -35,30 +35,45 @@ SAMPLE_BYTES = 64 << 20
 def prepare(config: DataConfig, vocab: int, *, progress: Progress | None = None) -> Prepared:
     """Tokenise a corpus, or find it done. `progress` gets (stage, bytes done, bytes in all).
 
-    Raises ValueError, before writing anything, where a source has nothing to read or the cache
-    cannot be written.
+    Raises ValueError, before writing anything, where a source has nothing to read, the cache
+    cannot be written, or a tokenizer that the configuration names has more tokens than `vocab`.
     """
-    if vocab < MIN_VOCAB:
+    named = None if config.tokenizer is None else named_tokenizer(config, vocab)
+    if named is None and vocab < MIN_VOCAB:
         raise ValueError(
             f"vocab must be at least {MIN_VOCAB} (256 bytes and one more), not {vocab}"
         )
     corpora = [open_corpus(source.path) for source in config.mixture()]
-    fingerprint = _fingerprint(config, corpora, vocab)
+    fingerprint = _fingerprint(config, corpora, vocab, named)
     folder = Path(config.cache).expanduser() / fingerprint[:16]
     manifest = _finished(folder)
     if manifest is None:
         for corpus in corpora:
             hub.check(corpus) if corpus.hub else split_of(corpus, config)
         with _folder(folder):
-            manifest = _finished(folder) or _Job(config, vocab, folder, progress).run(
+            manifest = _finished(folder) or _Job(config, vocab, folder, progress, named).run(
                 corpora, fingerprint
             )
     return open_prepared(config, folder, manifest)
 
 
-def _fingerprint(config: DataConfig, corpora: list[Corpus], vocab: int) -> str:
+def named_tokenizer(config: DataConfig, vocab: int) -> bytes:
+    """The file of the tokenizer that `config` names; ValueError where a model of `vocab` tokens
+    cannot read all of its tokens."""
+    path = Path(str(config.tokenizer)).expanduser()
+    size = load_tokenizer(config, path).vocab
+    if size > vocab:
+        raise ValueError(
+            f"data.tokenizer: {path} has {size} tokens and the model's vocab is {vocab}; "
+            f"set vocab to at least {size}"
+        )
+    return path.read_bytes()
+
+
+def _fingerprint(config: DataConfig, corpora: list[Corpus], vocab: int, named: bytes | None) -> str:
     limits = [config.max_bytes, config.max_document_bytes, vocab]
-    text = json.dumps([VERSION, limits, [corpus.identity() for corpus in corpora]])
+    own = [] if named is None else [hashlib.sha256(named).hexdigest(), config.document]
+    text = json.dumps([VERSION, limits, [corpus.identity() for corpus in corpora], *own])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -99,6 +114,8 @@ class _Job:
     vocab: int
     folder: Path
     progress: Progress | None
+    # The file of a tokenizer to use as it is.
+    named: bytes | None
 
     def run(self, listed: list[Corpus], fingerprint: str) -> dict[str, Any]:
         """Do what is not done yet, and write the manifest."""
@@ -138,10 +155,13 @@ class _Job:
         return hub.fetch(corpus, self._raw(i), self.config.max_bytes, self.progress)
 
     def _tokenizer(self, corpora: list[Corpus], splits: list[Split]) -> tuple[Tokenizer, int]:
-        """Train the tokenizer, or load it where a killed preparation left it."""
+        """Train the tokenizer, or load it: one that is named, or what a killed preparation left."""
         path, note = self.folder / "tokenizer.json", self.folder / "tokenizer.sample.json"
+        if self.named is not None:
+            write_aside(path, self.named)
+            return load_tokenizer(self.config, path), 0
         if path.exists() and note.exists():
-            return Tokenizer.load(path), int(json.loads(note.read_text()))
+            return load_tokenizer(self.config, path), int(json.loads(note.read_text()))
         share = SAMPLE_BYTES // len(corpora)
         total = sum(min(share, sum(file.size for file in corpus.files)) for corpus in corpora)
         meter = Meter(self.progress, "tokenizer", total)

@@ -68,9 +68,14 @@ class Prepared:
         return num_bytes / sum(source.num_tokens for source in sources)
 
 
+def load_tokenizer(config: DataConfig, path: Path) -> Tokenizer:
+    """The tokenizer in a file, its documents opened by the token that `config` names."""
+    return Tokenizer.load(path)
+
+
 def open_prepared(config: DataConfig, folder: Path, manifest: dict[str, Any]) -> Prepared:
     """The corpus in `folder`, whose manifest is `manifest`."""
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(config, folder / "tokenizer.json")
     sides: dict[str, tuple[TokenSource, ...]] = {}
     for side in SIDES:
         sides[side] = tuple(

@@ -142,6 +142,20 @@ class RunFolder:
         self._replace(self.path / name, iter([text.encode(), b"\n"]))
         return self.path / name
 
+    def copy_in(self, source: Path, name: str) -> None:
+        """Copy a file of another folder whole, byte by byte, or leave the old one."""
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise ValueError(_cannot("read", source, error)) from error
+        self._replace(self.path / name, iter([data]))
+
+    def set_aside(self, name: str, step: int) -> None:
+        """Give a file that later steps outdate the name of the step it is of; it may be absent."""
+        path = self.path / name
+        if path.is_file():
+            path.replace(path.with_stem(f"{path.stem}-{step:08d}"))
+
     def read_json(self, name: str) -> Any:
         """The data of a JSON file in this folder."""
         path = self.path / name

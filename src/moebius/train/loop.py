@@ -1,7 +1,8 @@
 """The training loop, written out top to bottom.
 
-`fit` starts a run, `continue_run` resumes one; both end in `_train`, the loop itself. Ctrl-C (or
-SIGTERM) ends the step in hand, saves, says how to go on, and only then is a KeyboardInterrupt.
+`fit` starts a run, `continue_run` resumes one; both end in `_train`, the loop itself. Where a stage
+ends, the state is saved and carried over into the next stage's model. Ctrl-C (or SIGTERM) ends the
+step in hand, saves, says how to go on, and only then is a KeyboardInterrupt.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from moebius.config import override, resolve
+from moebius.config import resolve
 from moebius.monitor.alarms import Alarms
 from moebius.monitor.ceiling import synchronise
 from moebius.monitor.console import LiveDisplay, summary_table
@@ -28,16 +29,9 @@ from moebius.ops.experts import choose as choose_experts
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import budgets, step_line
-from moebius.train.run import Run, check_same_experiment
-from moebius.train.session import (
-    Progress,
-    Session,
-    check,
-    open_data,
-    read_run,
-    resume,
-    start,
-)
+from moebius.train.resume import reopen, resume
+from moebius.train.run import Run
+from moebius.train.session import Progress, Session, check, open_stages, start
 from moebius.train.step import StepResult, train_step
 
 Summary = dict[str, Any]
@@ -50,10 +44,10 @@ def fit(run: Run, out: Path | str | None = None, progress: Progress | None = Non
     """
     check(run)
     check_place(Path(out) if out else Path("runs"), empty=bool(out))
-    prepared, loader = open_data(run, progress)
+    prepared, loaders = open_stages(run, progress)
     folder = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), run.name)
     with folder.lock(), LiveDisplay(run.last_step) as display:
-        session = start(run, folder, prepared, loader)
+        session = start(run, folder, prepared, loaders)
         _train(session, display)
     return folder.path
 
@@ -63,16 +57,16 @@ def continue_run(
 ) -> Path:
     """Resume the run in a folder, bit for bit as if it had never stopped; the folder's path.
 
-    `overrides` may change run-time fields only; anything else is a ValueError with both values.
+    `overrides` may change run-time fields, and give the run further `stages` together with a longer
+    horizon `steps`; anything else is a ValueError with both values. A folder of imported weights
+    begins its run here.
     """
     folder = RunFolder.open(Path(path))
-    old, _ = read_run(folder)
-    run = override(old, overrides)
-    check_same_experiment(old, run)
+    old, run = reopen(folder, overrides)
     check(run)
     with folder.lock(), LiveDisplay(run.last_step) as display:
-        prepared, loader = open_data(run, progress)
-        session = resume(old, run, folder, prepared, loader, display.message)
+        prepared, loaders = open_stages(run, progress)
+        session = resume(old, run, folder, prepared, loaders, display.message)
         _train(session, display)
     return folder.path
 
@@ -84,7 +78,6 @@ def _train(session: Session, display: LiveDisplay) -> None:
     sinks = [config.build(folder.path, folder.path.name) for config in run.sinks]
     alarms = Alarms(run.alarms, _adam_eps(run), tuple(run.optim.roles))
     bytes_per_token = session.prepared.bytes_per_token("train")
-    flops_per_token = session.counts.flops_train
     saved_at, clock, clock_tokens = state.step, time.perf_counter(), state.tokens
 
     with _stop_requests() as stop_requested, contextlib.ExitStack() as closing:
@@ -94,6 +87,14 @@ def _train(session: Session, display: LiveDisplay) -> None:
             events.write({"step": state.step, "kind": "resumed", "message": message})
 
         while state.step < run.last_step and not stop_requested():
+            if state.step == session.section.end_step:
+                if state.step != saved_at:
+                    session.save()
+                message = session.enter_stage()
+                events.write({"step": state.step, "kind": "stage", "message": message})
+                display.message(message)
+                saved_at, clock, clock_tokens = state.step, time.perf_counter(), state.tokens
+
             started = time.perf_counter()
             step = state.step
             batch = session.loader.batch(step).to(session.device)
@@ -115,11 +116,12 @@ def _train(session: Session, display: LiveDisplay) -> None:
                 clock, clock_tokens = now, state.tokens
                 rate = state.optimizer.lr(step, run.steps, run.tokens_per_step())
                 line |= {
+                    "sequence_length": session.section.sequence_length,
                     "bits_per_byte": result.loss / math.log(2) / bytes_per_token,
                     "lr": rate,
                     "seconds": state.seconds,
                     "tokens_per_second": speed,
-                    "mfu": speed * flops_per_token / session.ceiling,
+                    "mfu": speed * session.counts.flops_train / session.ceiling,
                 }
                 line["alarms"] = alarms.check(line)
                 for message in line["alarms"]:
@@ -160,8 +162,8 @@ def _finish(session: Session, display: LiveDisplay) -> None:
     figures: Summary = resolve(run.evaluation)(
         state.model,
         session.prepared,
-        sequence_length=run.sequence_length,
-        batch=run.batch,
+        sequence_length=session.section.sequence_length,
+        batch=session.section.batch,
         dtype=session.dtype,
         device=session.device,
         seed=run.seed,

@@ -24,6 +24,7 @@ from moebius.model.lm import ModelConfig
 from moebius.monitor.alarms import AlarmConfig
 from moebius.monitor.sinks import SinkConfig
 from moebius.optim.optimizer import OptimConfig
+from moebius.train.stages import Stage, check_rising
 
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 
@@ -41,6 +42,8 @@ class Run:
     batch: int = 8
     batch_ramp: tuple[tuple[int, int], ...] = ()
     sequence_length: int = 512
+    # Later stages: longer sequences, another batch, another rotary base.
+    stages: tuple[Stage, ...] = ()
     vocab: int = 4096
     seed: int = 0
     precision: Precision = "auto"
@@ -53,6 +56,7 @@ class Run:
     measure_every: int = runtime(20)
     checkpoint_every: int = runtime(200)
     keep_checkpoints: int = runtime(2)
+    # At most so many sequences of `sequence_length` at once; in a stage as many as hold as much.
     micro_batch: int | None = runtime(None)
     recompute: bool = runtime(False)
     threads: int | None = runtime(None)
@@ -77,6 +81,7 @@ class Run:
             raise ValueError(f"the steps of batch_ramp must rise from 1 on, not {starts}")
         if any(size < 1 for _, size in self.batch_ramp):
             raise ValueError("every batch of batch_ramp must be at least 1")
+        check_rising(self.stages)
         if self.matmul_flops is not None and self.matmul_flops <= 0:
             raise ValueError(f"matmul_flops must be above 0 (or none), not {self.matmul_flops}")
 
@@ -86,31 +91,44 @@ class Run:
         return self.steps if self.stop_at is None else min(self.stop_at, self.steps)
 
     def tokens_per_step(self) -> int:
-        """Tokens of a step at the run's base batch, the unit of token durations."""
+        """Tokens of a step at the run's base batch and length, the unit of token durations."""
         return self.batch * self.sequence_length
 
 
+# A run's tokenizer, in its folder.
+TOKENIZER = "tokenizer.json"
 # Run-time fields that change the order of floating-point sums.
 INEXACT = ("micro_batch", "recompute", "threads", "device")
 
 
 def to_folder_json(run: Run, keep: Callable[[Path], str]) -> dict[str, Any]:
-    """The JSON of a run whose user files were handed to `keep`, which says their new place."""
-    return map_user_files(to_json(run), lambda file: keep(Path(file)))
+    """The JSON of a run whose user files were handed to `keep`, which says their new place.
+
+    A tokenizer of the user's is the folder's `tokenizer.json` from now on.
+    """
+    data = map_user_files(to_json(run), lambda file: keep(Path(file)))
+    if run.data.tokenizer is not None:
+        data["data"]["tokenizer"] = TOKENIZER
+    return data
 
 
 def from_folder_json(data: Any, folder: Path) -> Run:
     """The run of a folder, its user files found inside it, unchanged."""
-    return from_json(Run, map_user_files(data, lambda file: kept_file(folder / file)))
+    run = from_json(Run, map_user_files(data, lambda file: kept_file(folder / file)))
+    if run.data.tokenizer is None:
+        return run
+    own = dataclasses.replace(run.data, tokenizer=str(folder / run.data.tokenizer))
+    return dataclasses.replace(run, data=own)
 
 
 def check_same_experiment(old: Run, new: Run) -> None:
     """ValueError naming every identifying field that differs, with both values."""
     changed = differences(identity(old), identity(new))
     if changed:
+        longer = "; steps may rise together with a further stage" if old.steps < new.steps else ""
         raise ValueError(
             f"this run cannot change {'; '.join(changed)}: these fields identify the experiment; "
-            "start a new run, or leave them as they are"
+            f"start a new run, or leave them as they are{longer}"
         )
 
 

@@ -1,7 +1,7 @@
 """Setting up a training session: everything checked before anything is written, then everything
 built.
 
-A session is a run, its folder, its data and its state, ready for the loop.
+A session is a run, its folder, its data, its state and the stage in force, ready for the loop.
 """
 
 import dataclasses
@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import moebius
-from moebius import checkpoint
 from moebius.config import fingerprint, resolve
 from moebius.data import Loader, Prepared, prepare
 from moebius.model.count import Counts, count
 from moebius.monitor.ceiling import matmul_rate
+from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
+from moebius.train.plan import Section, loaders, plan, section_at
 from moebius.train.precision import DTYPES, choose
-from moebius.train.run import (
-    Run,
-    from_folder_json,
-    inexact_changes,
-    to_folder_json,
-)
+from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.state import TrainState, new_state, optimizer_of
 from moebius.train.step import forward_backward
 
@@ -42,7 +39,11 @@ class Session:
     run: Run
     folder: RunFolder
     prepared: Prepared
-    loader: Loader
+    # One of each for the steps before the first stage, and one for each stage.
+    sections: tuple[Section, ...]
+    loaders: tuple[Loader, ...]
+    # The section in force.
+    section: Section
     state: TrainState
     device: torch.device
     precision: str
@@ -57,6 +58,11 @@ class Session:
         """The dtype of activations."""
         return DTYPES[self.precision]
 
+    @property
+    def loader(self) -> Loader:
+        """The batches of the section in force."""
+        return self.loaders[self.section.index]
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed exactly."""
         return {"data": self.prepared.digest, "precision": self.precision}
@@ -65,19 +71,32 @@ class Session:
         """Save a checkpoint of this moment."""
         return self.state.save(self.folder.checkpoints, self.run.keep_checkpoints, self.facts())
 
+    def enter_stage(self) -> str:
+        """Go over to the next stage, as by a save and a resume; what now holds, in one line."""
+        self.section = self.sections[self.section.index + 1]
+        self.state.rebuild(in_force(self.run, self.section), self.device)
+        self.counts = count(self.state.model, self.section.sequence_length)
+        return self.section.describe()
+
+
+def in_force(run: Run, section: Section) -> Run:
+    """The run with the model of a section."""
+    return dataclasses.replace(run, model=section.model)
+
 
 def check(run: Run) -> Counts:
     """Build everything on the meta device, so that what does not fit is refused at once."""
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device here; use device=cpu")
     with torch.device("meta"):
-        model = run.model.build(run.vocab)
-        optimizer_of(run, model)
+        models = [section.model.build(run.vocab) for section in plan(run)]
+        models[0].check_trainable()
+        optimizer_of(run, models[0])
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
     for sink in run.sinks:
         sink.check()
-    return count(model, run.sequence_length)
+    return count(models[0], run.sequence_length)
 
 
 def device_of(run: Run) -> torch.device:
@@ -88,89 +107,80 @@ def device_of(run: Run) -> torch.device:
 
 
 def open_data(run: Run, progress: Progress | None) -> tuple[Prepared, Loader]:
-    """The prepared corpus and its loader; ValueError where it cannot serve the run."""
+    """The prepared corpus and the loader of the run's first batches; raises as `open_stages`."""
+    prepared, all_loaders = open_stages(run, progress)
+    return prepared, all_loaders[0]
+
+
+def open_stages(run: Run, progress: Progress | None) -> tuple[Prepared, tuple[Loader, ...]]:
+    """The prepared corpus and a loader a section; ValueError where it cannot serve the run."""
+    sections = plan(run)
     prepared = prepare(run.data, run.vocab, progress=progress)
-    loader = Loader(prepared, run.sequence_length, run.batch, run.seed, run.batch_ramp)
-    loader.check(run.steps)
-    return prepared, loader
+    return prepared, loaders(run, sections, prepared)
 
 
-def start(run: Run, folder: RunFolder, prepared: Prepared, loader: Loader) -> Session:
-    """A new session in an empty, locked folder."""
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Weights that a run begins with, and what its run.json says already."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+def start(
+    run: Run,
+    folder: RunFolder,
+    prepared: Prepared,
+    all_loaders: tuple[Loader, ...],
+    imported: Imported | None = None,
+) -> Session:
+    """A new session in a locked folder: an empty one, or that of imported weights."""
     device = device_of(run)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     state = new_state(run, device)
-    precision, measured = choose(run.precision, device, trial(run, state, loader, device))
-    session = _session(run, folder, prepared, loader, state, device, precision)
-    kept = to_folder_json(run, lambda path: _relative(folder, path))
-    prepared.tokenizer.save(folder.path / "tokenizer.json")
+    if imported is not None:
+        state.take_weights(imported.tensors)
+    work = trial(run, state, all_loaders[0], device)
+    precision, measured = choose(run.precision, device, work)
+    session = new_session(run, folder, prepared, all_loaders, state, precision)
+    kept = to_folder_json(run, lambda path: relative(folder, path))
+    if imported is None:
+        folder.copy_in(prepared.folder / TOKENIZER, TOKENIZER)
+    record = {} if imported is None else imported.record
+    record = {**record, **describe(session), "run": kept, "precision_trial": measured}
     # Last, because with it the folder is a run that can be resumed.
-    folder.write_json("run.json", {**describe(session), "run": kept, "precision_trial": measured})
+    folder.write_json("run.json", record)
     return session
 
 
-def _relative(folder: RunFolder, path: Path) -> str:
+def relative(folder: RunFolder, path: Path) -> str:
+    """A user's file, kept in the folder, by its place in it."""
     return str(Path(folder.keep_user_file(path)).relative_to(folder.path))
 
 
 def read_run(folder: RunFolder) -> tuple[Run, dict[str, Any]]:
     """The run of a folder, and everything else its run.json says."""
     record = folder.read_json("run.json")
-    return from_folder_json(record["run"], folder.path), record
+    run = from_folder_json(record["run"], folder.path)
+    return with_own_tokenizer(run, folder.path, record), record
 
 
-def resume(
-    old: Run, run: Run, folder: RunFolder, prepared: Prepared, loader: Loader, say: Say
-) -> Session:
-    """Continue in a locked folder from its newest intact checkpoint (or from the start).
-
-    What is to be known of it goes to `say`, and into the session's notes.
-    """
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        say(text)
-
-    _, record = read_run(folder)
-    precision = record["precision"]
-    if prepared.digest != record["data"]["digest"]:
-        raise ValueError(
-            f"the data has changed since this run began (now {prepared.folder}): "
-            "restore the files as they were, or start a new run"
-        )
-    changed = inexact_changes(old, run)
-    if changed:
-        note(f"not equal to the last bit from here on, because of {', '.join(changed)}")
-    device = device_of(run)
-    threads = run.threads or record["threads"]
-    torch.set_num_threads(threads)
-    path = checkpoint.latest_intact(folder.checkpoints, say=note)
-    state = new_state(run, device)
-    if path is not None:
-        tensors, counters = checkpoint.load(path)
-        state.restore(tensors, counters)
-    cut = folder.cut_metrics(state.step)
-    if cut.unreadable:
-        note(f"{cut.unreadable} torn line(s) of metrics were left out")
-    note(f"continuing from step {state.step}")
-    session = _session(run, folder, prepared, loader, state, device, precision)
-    return dataclasses.replace(session, notes=tuple(notes))
-
-
-def _session(
+def new_session(
     run: Run,
     folder: RunFolder,
     prepared: Prepared,
-    loader: Loader,
+    all_loaders: tuple[Loader, ...],
     state: TrainState,
-    device: torch.device,
     precision: str,
 ) -> Session:
-    counts = count(state.model, run.sequence_length)
+    """A session around a state, at the section of the state's next step."""
+    sections, device = plan(run), device_of(run)
+    section = section_at(sections, state.step)
+    counts = count(state.model, section.sequence_length)
     ceiling = run.matmul_flops or matmul_rate(device, DTYPES[precision])
-    return Session(run, folder, prepared, loader, state, device, precision, counts, ceiling)
+    data = (prepared, sections, all_loaders, section)
+    return Session(run, folder, *data, state, device, precision, counts, ceiling)
 
 
 def trial(

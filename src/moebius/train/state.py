@@ -57,12 +57,7 @@ class TrainState:
         """Take over a checkpoint's state; strict about every name."""
         random_cpu = tensors.pop("random.cpu")
         random_cuda = tensors.pop("random.cuda", None)
-        own = self.model.state_dict()
-        saved = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        if own.keys() != saved.keys():
-            odd = sorted(own.keys() ^ saved.keys())
-            raise ValueError(f"the checkpoint does not fit this model: {', '.join(odd[:5])}")
-        self.model.load_state_dict(saved)
+        self.take_weights(tensors)
         self.optimizer.load_state_tensors(
             {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
         )
@@ -72,16 +67,42 @@ class TrainState:
         if random_cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(random_cuda)
 
+    @torch.no_grad()
+    def take_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Copy the `model.` tensors of a checkpoint, in any dtype, into the masters."""
+        own = self.model.state_dict()
+        saved = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        odd = sorted(own.keys() ^ saved.keys())
+        odd += [name for name in own.keys() & saved if own[name].shape != saved[name].shape]
+        if odd:
+            raise ValueError(f"the checkpoint does not fit this model: {', '.join(odd[:5])}")
+        self.model.load_state_dict(saved)
+
+    def rebuild(self, run: Run, device: torch.device) -> None:
+        """Carry everything over into a model built anew from the run's config, as a resume does.
+
+        The old model is gone before the new one is there: a device never holds two.
+        """
+        tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
+        counters = self.counters()
+        del self.model, self.optimizer
+        self.model, self.optimizer = _model_of(run, device)
+        self.restore(tensors, counters)
+
 
 def new_state(run: Run, device: torch.device) -> TrainState:
     """The state before the first step: weights drawn from the run's seed."""
+    return TrainState(*_model_of(run, device))
+
+
+def _model_of(run: Run, device: torch.device) -> tuple[LM, Optimizer]:
     torch.manual_seed(run.seed)
     model = run.model.build(run.vocab)
     initialise(model, run.seed)
     if run.precision == "fp64":
         model.double()
     model.to(device)
-    return TrainState(model, optimizer_of(run, model))
+    return model, optimizer_of(run, model)
 
 
 def optimizer_of(run: Run, model: LM) -> Optimizer:

@@ -89,7 +89,7 @@ def train_step(
     model = state.model
     for weight in model.parameters():
         weight.grad = None
-    micro_batches = batch.split(run.micro_batch or len(batch))
+    micro_batches = batch.split(_rows(run, batch))
     with observing(observer):
         total, sums, stats = forward_backward(
             model, micro_batches, state.step, dtype, run.recompute
@@ -114,6 +114,13 @@ def train_step(
     state.tokens += batch.num_targets
     means = {name: float(value) for name, value in sums.items()}
     return StepResult(loss, norm, batch.num_targets, applied, means, stats, ratios)
+
+
+def _rows(run: Run, batch: Batch) -> int:
+    """Sequences of a micro-batch: in a stage of other lengths as many as hold as many tokens."""
+    if run.micro_batch is None:
+        return len(batch)
+    return max(1, run.micro_batch * run.sequence_length // batch.tokens_BT.shape[1])
 
 
 def _gradient(weight: Tensor) -> Tensor:

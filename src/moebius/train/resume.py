@@ -1,0 +1,135 @@
+"""Going on with a run: from its newest intact checkpoint, bit for bit, or with imported weights.
+
+What may change of it is `train/change.py`'s to say; every check comes before the first byte that
+is written.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from moebius import checkpoint
+from moebius.checkpoint.manifest import STATE
+from moebius.config import fingerprint, identity, override
+from moebius.data import Loader, Prepared
+from moebius.train.change import check_change, unborn, with_own_tokenizer
+from moebius.train.folder import RunFolder
+from moebius.train.plan import plan, section_at
+from moebius.train.run import Run, inexact_changes, to_folder_json
+from moebius.train.session import (
+    Imported,
+    Say,
+    Session,
+    device_of,
+    in_force,
+    new_session,
+    read_run,
+    relative,
+    start,
+)
+from moebius.train.state import TrainState, new_state
+
+# The counters of a run that has no checkpoint yet.
+NOTHING: dict[str, Any] = {"step": 0, "tokens": 0}
+
+
+def reopen(folder: RunFolder, overrides: Iterable[str]) -> tuple[Run, Run]:
+    """The run of a folder, and what it becomes; ValueError where it may not. Writes nothing."""
+    old, record = read_run(folder)
+    new = with_own_tokenizer(override(old, overrides), folder.path, record)
+    if identity(old) != identity(new):
+        path = checkpoint.latest_intact(folder.checkpoints, say=_unheard)
+        counters = NOTHING if path is None else json.loads((path / STATE).read_bytes())
+        check_change(old, new, record, counters)
+    return old, new
+
+
+def _unheard(text: str) -> None:
+    """For what `resume` says again, once the folder is locked."""
+
+
+def resume(
+    old: Run,
+    run: Run,
+    folder: RunFolder,
+    prepared: Prepared,
+    all_loaders: tuple[Loader, ...],
+    say: Say,
+) -> Session:
+    """Continue in a locked folder from its newest intact checkpoint (or from the start).
+
+    What is to be known of it goes to `say`, and into the session's notes.
+    """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        say(text)
+
+    _, record = read_run(folder)
+    path = checkpoint.latest_intact(folder.checkpoints, say=note)
+    tensors, counters = ({}, NOTHING) if path is None else checkpoint.load(path)
+    if path is None and "imported" in record:
+        raise ValueError(f"the imported weights of {folder.path} are gone; import them again")
+    check_change(old, run, record, counters)
+    if unborn(record, counters):
+        folder.cut_metrics(0)
+        session = start(run, folder, prepared, all_loaders, Imported(tensors, record))
+        note("beginning with the imported weights; optimizer and random state are fresh")
+        return dataclasses.replace(session, notes=tuple(notes))
+    if prepared.digest != record["data"]["digest"]:
+        raise ValueError(
+            f"the data has changed since this run began (now {prepared.folder}): "
+            "restore the files as they were, or start a new run"
+        )
+    changed = inexact_changes(old, run)
+    if changed:
+        note(f"not equal to the last bit from here on, because of {', '.join(changed)}")
+    device = device_of(run)
+    torch.set_num_threads(run.threads or record["threads"])
+    section = section_at(plan(run), counters["step"])
+    state = new_state(in_force(run, section), device)
+    if path is not None:
+        state.restore(tensors, counters)
+    cut = folder.cut_metrics(state.step)
+    if cut.unreadable:
+        note(f"{cut.unreadable} torn line(s) of metrics were left out")
+    if identity(old) != identity(run):
+        for text in extend(folder, record, old, run, state):
+            note(text)
+    note(f"continuing from step {state.step}")
+    if section.index:
+        note(section.describe())
+    session = new_session(run, folder, prepared, all_loaders, state, record["precision"])
+    return dataclasses.replace(session, notes=tuple(notes))
+
+
+def extend(
+    folder: RunFolder, record: dict[str, Any], old: Run, run: Run, state: TrainState
+) -> list[str]:
+    """Write the new plan into run.json, the old one beside it; what has changed, in words."""
+    longer = dataclasses.replace(old, stages=run.stages, steps=run.steps)
+    plain = to_folder_json(longer, lambda path: relative(folder, path))
+    was = {"steps": old.steps, "stages": record["run"].get("stages", [])}
+    change = {"step": state.step, "tokens": state.tokens, "before": was}
+    # The summary is that of the shorter run.
+    folder.set_aside("summary.json", state.step)
+    new = {"run": plain, "fingerprint": fingerprint(longer)}
+    folder.write_json("run.json", {**record, **new, "plans": [*record.get("plans", []), change]})
+    texts = [section.describe() for section in plan(run)[1:] if section.first_step >= state.step]
+    if run.steps != old.steps:
+        texts.append(_horizon(old, run, state))
+    return [f"new plan: {text}" for text in texts]
+
+
+def _horizon(old: Run, run: Run, state: TrainState) -> str:
+    """What a longer horizon does to the learning rate."""
+    tokens, step = run.tokens_per_step(), state.step
+    text = f"the schedule's horizon is {run.steps} steps, no longer {old.steps}; the learning rate "
+    text += f"of step {step + 1} is {state.optimizer.lr(step, run.steps, tokens):.4g}"
+    if step < old.steps:
+        return f"{text} (instead of {state.optimizer.lr(step, old.steps, tokens):.4g})"
+    return f"{text} (that of step {step} was {state.optimizer.lr(step - 1, old.steps, tokens):.4g})"
