@@ -31,6 +31,7 @@ from moebius.model.ffn.routers import RouterConfig
 from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.mixers import MixerConfig
+from moebius.model.mixers.cla import CLA
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
@@ -38,6 +39,8 @@ from moebius.model.mixers.nsa import NSA
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
 from moebius.model.rope import Linear, YaRN
+
+from .lending import Beside
 
 WIDTH, VOCAB = 32, 40
 SITE = Site(WIDTH, num_writes=4, layer=1, eps=1e-5)
@@ -96,6 +99,14 @@ LISTED: dict[type[Variant], dict[str, dict[str, Variant]]] = {
             "yarn": dataclasses.replace(
                 MLA_, bias=True, rope_scaling=YaRN(4.0, 8, mscale=0.7, mscale_all_dim=1.0)
             ),
+        },
+        "cla": {
+            "lender": CLA(GQA(4, 2, 8, qk_norm="head")),
+            "borrower": CLA(GQA(4, 2, 8, qk_norm="head", bias=True, sinks=True), borrows=True),
+            "window_lender": CLA(SWA(4, 2, 8, window=5)),
+            "window_borrower": CLA(SWA(4, 2, 8, window=5), borrows=True),
+            "latents_lender": CLA(MLA_),
+            "latents_borrower": CLA(dataclasses.replace(MLA_, q_rank=None), borrows=True),
         },
         "nsa": {
             "plain": NSA_,
@@ -203,4 +214,8 @@ def build(config: Any) -> nn.Module:
     """The module of a config of any seam, its weights not yet initialised."""
     if isinstance(config, RouterConfig):
         return config.build(SITE, LAYOUT.num_outputs, LAYOUT.top_k)
-    return config.build(LAYOUT if isinstance(config, BalanceConfig) else SITE)
+    if isinstance(config, BalanceConfig):
+        return config.build(LAYOUT)
+    if isinstance(config, CLA) and config.borrows:
+        return Beside(config, SITE)
+    return config.build(SITE)

@@ -22,12 +22,18 @@ LENGTH = 40
 States = tuple[DecodeState, ...]
 
 
+def mixers_of(module: nn.Module) -> tuple[Mixer, ...]:
+    """A mixer itself, or those of a block."""
+    if isinstance(module, Block):
+        return module.mixers()
+    assert isinstance(module, Mixer)
+    return (module,)
+
+
 def start(module: nn.Module, x_BTD: Tensor) -> States:
     """The states of empty sequences."""
-    mixers = module.mixers() if isinstance(module, Block) else (module,)
     states: list[DecodeState] = []
-    for mixer in mixers:
-        assert isinstance(mixer, Mixer)
+    for mixer in mixers_of(module):
         states.append(mixer.init_state(x_BTD.shape[0], x_BTD.dtype, x_BTD.device))
         assert states[-1].length == 0, "the state of an empty sequence has seen tokens"
     return tuple(states)
@@ -134,15 +140,15 @@ def check_snapshot(config: Any) -> None:
 @torch.no_grad()
 def check_bytes(config: Any) -> None:
     """`bytes` of the state, and `state_bytes` of the mixer, are what its tensors hold."""
-    mixer, x_BTD = fresh(config), hidden(2, LENGTH)
-    states = start(mixer, x_BTD)
+    module, x_BTD = fresh(config), hidden(2, LENGTH)
+    states = start(module, x_BTD)
     for part_BTD in x_BTD.split(8, dim=1):
-        _, states = advance(mixer, part_BTD, states)
-        state = states[0]
-        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
-        assert state.bytes == held, f"the state says {state.bytes} bytes, it holds {held}"
-        said = 2 * mixer.state_bytes(state.length, x_BTD.dtype)
-        assert said == held, f"the mixer says {said} bytes, its state holds {held}"
+        _, states = advance(module, part_BTD, states)
+        for mixer, state in zip(mixers_of(module), states, strict=True):
+            held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+            assert state.bytes == held, f"the state says {state.bytes} bytes, it holds {held}"
+            said = 2 * mixer.state_bytes(state.length, x_BTD.dtype)
+            assert said == held, f"the mixer says {said} bytes, its state holds {held}"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -159,9 +165,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def check_flops(config: Any) -> None:
     """FLOPs per token do not fall with the context."""
-    mixer = fresh(config)
-    flops = [mixer.flops(context) for context in (0, 8, 64, 4096)]
-    assert flops[0] >= 0 and flops == sorted(flops), f"FLOPs at 0, 8, 64, 4096 tokens: {flops}"
+    for mixer in mixers_of(fresh(config)):
+        flops = [mixer.flops(context) for context in (0, 8, 64, 4096)]
+        assert flops[0] >= 0 and flops == sorted(flops), f"FLOPs at 0, 8, 64, 4096 tokens: {flops}"
 
 
 DECODE_CHECKS = (

@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from moebius.model.block import Block, BlockConfig, BlockOutput, States
 from moebius.model.context import Context
@@ -18,8 +17,10 @@ from moebius.model.ends import End, EndConfig
 from moebius.model.ends.head import Embedding, Head
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.routers import Router
+from moebius.model.lending import units_of
+from moebius.model.mixers import Mixer
 from moebius.model.part import Site
-from moebius.model.recompute import recompute_contexts
+from moebius.model.recompute import recomputed
 from moebius.monitor.tap import scope, tap
 
 
@@ -73,7 +74,13 @@ class LM(nn.Module):
         self.layers = nn.ModuleList(
             layer.build(site(layer=i)) for i, layer in enumerate(config.layers)
         )
+        self._units = units_of(self.blocks())
         self.ends = nn.ModuleList(end.build(site(layer=len(self.layers))) for end in config.ends)
+        for i, end in enumerate(self.ends):
+            if any(isinstance(part, Mixer) and part.borrows for part in end.modules()):
+                raise ValueError(
+                    f"ends.{i} borrows from a layer; only layers can: let it not borrow"
+                )
         tied_to = self.embed.w_VD if config.tied else None
         self.head = Head(vocab, config.width, config.norm_eps, tied_to)
 
@@ -87,6 +94,10 @@ class LM(nn.Module):
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
+    def units(self) -> tuple[range, ...]:
+        """Runs of layers that nothing lent leaves: recompute, compile and stages cut between."""
+        return self._units
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -98,29 +109,36 @@ class LM(nn.Module):
     ) -> Output:
         """Hidden states of tokens, computed in `dtype`; with states, tokens continue them."""
         x_BTD = self.embed(tokens_BT, dtype)
+        new_states: list[States] = []
+        stats: list[tuple[RouteStats, ...]] = []
+        through = (
+            recomputed(self._through) if recompute and torch.is_grad_enabled() else self._through
+        )
+        for unit in self._units:
+            unit_states = None if states is None else states[unit.start : unit.stop]
+            x_BTD, more_states, more_stats = through(unit, x_BTD, ctx, unit_states)
+            new_states += more_states
+            stats += more_stats
+        return Output(x_BTD, None if states is None else tuple(new_states), tuple(stats))
+
+    def _through(
+        self, unit: range, x_BTD: Tensor, ctx: Context, states: tuple[States, ...] | None
+    ) -> tuple[Tensor, list[States], list[tuple[RouteStats, ...]]]:
+        """The layers of a unit, one after the other; what they lend each other ends with it."""
         lent: dict[str, Tensor] = {}
         new_states: list[States] = []
         stats: list[tuple[RouteStats, ...]] = []
-        for i, block in enumerate(self.blocks()):
+        for i in unit:
             with scope(f"layers/{i}"):
-                layer_states = None if states is None else states[i]
-                if recompute and torch.is_grad_enabled():
-                    out: BlockOutput = checkpoint(
-                        block,
-                        *(x_BTD, ctx, layer_states, lent),
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                        context_fn=recompute_contexts,
-                    )  # pyright: ignore
-                else:
-                    out = block(x_BTD, ctx, layer_states, lent)
+                block_states = None if states is None else states[i - unit.start]
+                out: BlockOutput = self.layers[i](x_BTD, ctx, block_states, lent)
                 x_BTD = out.x_BTD
                 tap("hidden", x_BTD)
             lent = {**lent, **out.lent}
             stats.append(out.stats)
             if out.states is not None:
                 new_states.append(out.states)
-        return Output(x_BTD, tuple(new_states) if states is not None else None, tuple(stats))
+        return x_BTD, new_states, stats
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits_BTV of hidden states."""

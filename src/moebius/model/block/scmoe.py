@@ -45,6 +45,11 @@ class _ScMoE(Block):
         self.mixer_1 = config.mixer.build(site)
         self.ffn_norm_1 = Norm(site.width, site.eps)
         self.dense_1 = config.dense.build(site)
+        if any(mixer.lends or mixer.borrows for mixer in self.mixers()):
+            raise ValueError(
+                "ScMoE builds two mixers from one config, so neither can lend to the other; "
+                "use PreNorm where layers share keys and values"
+            )
 
     def mixers(self) -> tuple[Mixer, ...]:
         return (self.mixer_0, self.mixer_1)
@@ -57,19 +62,17 @@ class _ScMoE(Block):
         borrowed: Mapping[str, Tensor],
     ) -> BlockOutput:
         state_0, state_1 = (None, None) if states is None else states
-        mixed_BTD, state_0, lent_0 = self.mixer_0(self.mixer_norm_0(x_BTD), ctx, state_0, borrowed)
+        mixed_BTD, state_0, _ = self.mixer_0(self.mixer_norm_0(x_BTD), ctx, state_0, {})
         a_BTD = x_BTD + mixed_BTD
         h_BTD = self.ffn_norm_0(a_BTD)
         pending = self.moe.begin(h_BTD, ctx)
         y_BTD, stats_0 = self.dense_0(h_BTD, ctx)
         a_BTD = a_BTD + y_BTD
-        seen = {**borrowed, **lent_0}
-        mixed_BTD, state_1, lent_1 = self.mixer_1(self.mixer_norm_1(a_BTD), ctx, state_1, seen)
+        mixed_BTD, state_1, _ = self.mixer_1(self.mixer_norm_1(a_BTD), ctx, state_1, {})
         a_BTD = a_BTD + mixed_BTD
         y_BTD, stats_1 = self.dense_1(self.ffn_norm_1(a_BTD), ctx)
         moe_BTD, stats = self.moe.finish(pending)
         new_states = None if state_0 is None or state_1 is None else (state_0, state_1)
-        lent = {**lent_0, **lent_1}
         # In the order the feed-forwards are declared; a dense FFN has none.
         all_stats = tuple(each for each in (stats, stats_0, stats_1) if each is not None)
-        return BlockOutput(a_BTD + y_BTD + moe_BTD, new_states, lent, all_stats)
+        return BlockOutput(a_BTD + y_BTD + moe_BTD, new_states, {}, all_stats)
