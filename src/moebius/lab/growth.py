@@ -1,0 +1,266 @@
+"""Does growing pay? 2n layers from scratch against n layers stacked to 2n, at equal FLOPs.
+
+After LongCat-Flash 3.1.2 (its fig. 5b, without a number). The grown arm trains n layers for a third
+of its steps, is stacked, and trains on; the other arm takes as many steps of 2n layers as cost the
+same training FLOPs. Both have the same data, batch and peak rate, and a schedule over their own
+steps. Arms of one seed share the order of the data, so differences are paired.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moebius.checkpoint import complete
+from moebius.checkpoint.files import hash_file, replace_file
+from moebius.checkpoint.manifest import step_of
+from moebius.config import differences, identity, map_user_files
+from moebius.data import DataConfig
+from moebius.lab.grow import Say, grow
+from moebius.lab.stack import stacked
+from moebius.model.block.prenorm import PreNorm
+from moebius.model.count import count_config
+from moebius.model.ffn.dense import Dense
+from moebius.model.lm import ModelConfig
+from moebius.model.mixers.gqa import GQA
+from moebius.monitor.runs import read_json
+from moebius.optim.optimizer import OptimConfig
+from moebius.optim.roles import default_roles
+from moebius.optim.schedules.wsd import WSD
+from moebius.train.folder import RunFolder
+from moebius.train.loop import continue_run, fit
+from moebius.train.run import Run
+from moebius.train.session import Progress, read_run
+
+TIMES = 2
+
+
+def small() -> Run:
+    """Two Llama-like layers of width 128 on Python's library: the small arm of the experiment."""
+    layer = PreNorm(GQA(heads=4, kv_heads=2, head_width=32), Dense(384))
+    return Run(
+        name="growth",
+        model=ModelConfig(width=128, layers=2 * (layer,)),
+        data=DataConfig(path="python:stdlib"),
+        optim=OptimConfig(
+            lr=0.01, schedule=WSD(warmup="5%", decay="30%"), roles=default_roles(), clip=1.0
+        ),
+        steps=600,
+        batch=8,
+        sequence_length=256,
+        vocab=1024,
+        precision="fp32",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The steps of both arms. FLOPs are of training, a token's or an arm's."""
+
+    steps: int
+    grow_at: int
+    scratch_steps: int
+    small_flops: float
+    large_flops: float
+    tokens_per_step: int
+
+    @property
+    def grown_arm_flops(self) -> float:
+        """Of all tokens of the grown arm, those before the growth at the small model's cost."""
+        after = self.steps - self.grow_at
+        per_sequence = self.grow_at * self.small_flops + after * self.large_flops
+        return per_sequence * self.tokens_per_step
+
+    @property
+    def scratch_arm_flops(self) -> float:
+        """Of all tokens of the arm from scratch; equal but for the rounding to whole steps."""
+        return self.scratch_steps * self.large_flops * self.tokens_per_step
+
+
+def plan(run: Run) -> Plan:
+    """The arms of a small model whose `steps` are those of the grown arm in all."""
+    if run.batch_ramp or run.stages:
+        raise ValueError("growth compares steps of one cost; leave out batch_ramp and stages")
+    if run.steps < 3:
+        raise ValueError(f"steps ({run.steps}) must be at least 3 to grow at a third of them")
+    large = stacked(run.model, TIMES)
+    flops = [
+        count_config(model, run.vocab, run.sequence_length).flops_train
+        for model in (run.model, large)
+    ]
+    grow_at = round(run.steps / 3)
+    scratch = round((grow_at * flops[0] + (run.steps - grow_at) * flops[1]) / flops[1])
+    return Plan(run.steps, grow_at, scratch, flops[0], flops[1], run.tokens_per_step())
+
+
+def growth_experiment(
+    run: Run, out: Path, *, seeds: int = 3, say: Say = print, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train both arms of every seed in `out`, or go on where that was stopped; `growth.json`.
+
+    `run` is the small model, its `steps` those of the grown arm before and after its growth.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, not {seeds}")
+    arms = plan(run)
+    say(
+        f"{arms.scratch_steps} steps from scratch, or {arms.grow_at} small and "
+        f"{arms.steps - arms.grow_at} grown ones: {arms.scratch_arm_flops:.3e} and "
+        f"{arms.grown_arm_flops:.3e} FLOPs"
+    )
+    rows = []
+    for seed in range(run.seed, run.seed + seeds):
+        seeded = dataclasses.replace(run, seed=seed, stop_at=None)
+        row = _seed(seeded, arms, out.absolute() / f"seed-{seed}", say, progress)
+        rows.append(row)
+        say(
+            f"seed {seed}: held-out loss {row['scratch']['val_loss']:.4f} from scratch, "
+            f"{row['grown']['val_loss']:.4f} grown"
+        )
+    result = _result(run, arms, rows)
+    text = json.dumps(result, indent=2) + "\n"
+    replace_file(out.absolute() / "growth.json", [text.encode()])
+    say(f"grown minus scratch: {result['difference']['says']}")
+    return result
+
+
+# --- arms -----------------------------------------------------------------------------------------
+
+
+def _seed(
+    run: Run, arms: Plan, folder: Path, say: Say, progress: Progress | None
+) -> dict[str, Any]:
+    large = stacked(run.model, TIMES)
+    scratch = dataclasses.replace(
+        run, name=f"{run.name}-scratch", model=large, steps=arms.scratch_steps
+    )
+    small = dataclasses.replace(run, stop_at=arms.grow_at)
+    grown = dataclasses.replace(run, name=f"{run.name}-grown", model=large)
+    paths = {name: folder / name for name in ("scratch", "small", "grown")}
+    _train(scratch, paths["scratch"], progress)
+    if _check(grown, paths["grown"]):
+        _train(small, paths["small"], progress)
+        grow(paths["small"], paths["grown"], layers=TIMES, say=say, progress=progress)
+    _train(grown, paths["grown"], progress)
+    record = read_json(paths["grown"] / "run.json")["grown"]
+    first = {name: record[name] for name in ("step", "parent_loss", "first_loss")}
+    found = {name: _figures(paths[name]) for name in ("scratch", "grown")}
+    found["scratch"] |= {"flops": arms.scratch_arm_flops}
+    found["grown"] |= {"flops": arms.grown_arm_flops, **first}
+    difference = found["grown"]["val_loss"] - found["scratch"]["val_loss"]
+    return {"seed": run.seed, **found, "difference": difference}
+
+
+def _check(run: Run, folder: Path) -> bool:
+    """Whether a run is yet to begin in a folder; ValueError where another one lies there."""
+    if not (folder / "run.json").is_file():
+        return True
+    old, _ = read_run(RunFolder.open(folder))
+    changed = differences(_identity(old), _identity(run))
+    if changed:
+        raise ValueError(
+            f"{folder} holds another experiment ({'; '.join(changed[:3])}); choose another folder"
+        )
+    return False
+
+
+def _identity(run: Run) -> Any:
+    """What identifies a run; a user's own files by their bytes, wherever they lie."""
+    return map_user_files(identity(run), lambda file: hash_file(Path(file)))
+
+
+def _train(run: Run, folder: Path, progress: Progress | None) -> None:
+    """Train a run up to its last step, from the start or from where it was stopped."""
+    if _check(run, folder):
+        shutil.rmtree(folder, ignore_errors=True)  # what a kill left before there was a run
+        fit(run, folder, progress)
+    elif not _is_done(run, folder):
+        stop = "none" if run.stop_at is None else str(run.stop_at)
+        continue_run(folder, [f"stop_at={stop}"], progress)
+
+
+def _is_done(run: Run, folder: Path) -> bool:
+    if run.last_step == run.steps:
+        return (folder / "summary.json").is_file()
+    newest = [step_of(path) for path in complete(folder / "checkpoints")[-1:]]
+    return newest == [run.last_step]
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    """What the evaluation at the end of a run found."""
+    summary = read_json(folder / "summary.json")
+    names = ("steps", "tokens", "val_loss", "val_bits_per_byte")
+    missing = [name for name in names if name not in summary]
+    if missing:
+        raise ValueError(
+            f"the evaluation of {folder} gave no {', '.join(missing)}; leave the run's own in place"
+        )
+    return {name: summary[name] for name in names}
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def _result(run: Run, arms: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts = [
+        count_config(model, run.vocab, run.sequence_length).total
+        for model in (run.model, stacked(run.model, TIMES))
+    ]
+    return {
+        "run": run.name,
+        "layers": [len(run.model.layers), TIMES * len(run.model.layers)],
+        "params_total": counts,
+        "flops_per_token": [arms.small_flops, arms.large_flops],
+        "scratch_steps": arms.scratch_steps,
+        "grown_steps": [arms.grow_at, arms.steps - arms.grow_at],
+        "flops": {"scratch": arms.scratch_arm_flops, "grown": arms.grown_arm_flops},
+        # What rounding to whole steps leaves: positive where the grown arm spent more.
+        "flops_mismatch": arms.grown_arm_flops / arms.scratch_arm_flops - 1.0,
+        "seeds": list(rows),
+        "difference": paired([row["difference"] for row in rows]),
+    }
+
+
+def paired(differences: Sequence[float]) -> dict[str, Any]:
+    """Mean of paired differences and its 95% confidence interval (Student's t; None for one)."""
+    mean, low, high = statistics.fmean(differences), None, None
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        reach = error * student_t(len(differences) - 1)
+        low, high = mean - reach, mean + reach
+    says = "undecided"
+    if low is not None and high is not None and not low <= 0 <= high:
+        says = "grown is lower" if mean < 0 else "grown is higher"
+    interval = "" if low is None else f", 95% interval {low:+.4f} to {high:+.4f}"
+    return {
+        "mean": mean,
+        "ci95": None if low is None else [low, high],
+        "pairs": len(differences),
+        "says": f"{mean:+.4f} nats a token{interval}: {says}",
+    }
+
+
+def student_t(freedom: int, confidence: float = 0.95) -> float:
+    """The t that a Student variable of so many degrees of freedom stays within, by confidence.
+
+    With t = sqrt(v) tan(a) the density is C cos(a)^(v - 1): Simpson's rule inside a bisection.
+    """
+    if freedom < 1:
+        raise ValueError(f"Student's t needs at least one degree of freedom, not {freedom}")
+    log_c = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi) / 2
+
+    def inside(angle: float, pieces: int = 2000) -> float:
+        heights = (math.cos(angle * i / pieces) ** (freedom - 1) for i in range(pieces + 1))
+        weights = (1 if i in (0, pieces) else 2 + 2 * (i % 2) for i in range(pieces + 1))
+        area = sum(w * h for w, h in zip(weights, heights, strict=True)) * angle / pieces / 3
+        return 2 * math.exp(log_c) * area
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)

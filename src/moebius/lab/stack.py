@@ -1,0 +1,42 @@
+"""Growth by stacking (LongCat-Flash 3.1.2): layers l1..ln become l1..ln, l1..ln, r times over.
+
+Everything of a layer is repeated with it: weights, router biases, optimizer moments. Embedding,
+final norm, head and ends are taken over as they are. What layers lend each other (cross-layer keys
+and values) stays within a copy, because a group of them is copied whole; that is checked.
+"""
+
+import dataclasses
+import re
+
+from moebius.model.lm import LM, ModelConfig
+
+_LAYER = re.compile(r"(?<=^(?:model|optim)\.layers\.)(\d+)(?=\.)")
+
+
+def stacked(config: ModelConfig, times: int) -> ModelConfig:
+    """The config with its layers `times` over; ValueError below 2."""
+    if times < 2:
+        raise ValueError(f"layers times {times} is no growth; take 2x or more")
+    return dataclasses.replace(config, layers=times * config.layers)
+
+
+def stacked_from(name: str, num_layers: int) -> str:
+    """Which tensor of a parent of `num_layers` layers the tensor `name` of the stack repeats."""
+    return _LAYER.sub(lambda match: str(int(match[1]) % num_layers), name)
+
+
+def check_borrowers(model: LM, num_layers: int) -> None:
+    """ValueError where a layer of the stack borrows from beyond its own copy."""
+    lender: dict[str, int] = {}
+    for i, block in enumerate(model.blocks()):
+        for mixer in block.mixers():
+            for name in mixer.borrows:
+                found = lender.get(name)
+                if found is None or found // num_layers != i // num_layers:
+                    source = "no layer" if found is None else f"layers.{found}"
+                    raise ValueError(
+                        f"these layers cannot be stacked: layers.{i} would borrow {name!r} from "
+                        f"{source}, not from its own copy; a lender and its borrowers must repeat "
+                        "as one group"
+                    )
+            lender |= dict.fromkeys(mixer.lends, i)

@@ -1,0 +1,1 @@
+"""The laboratory: growth of runs, and the experiment on it."""
