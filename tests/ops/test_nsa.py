@@ -15,11 +15,9 @@ from moebius.ops.nsa import (
     selected_attention,
     selected_naive,
 )
-from moebius.ops.nsa.fla import selected_fla
+from moebius.ops.nsa.fla import kernel_fits, selected_fla
 
 from .compare import TOLERANCE, assert_same, noise
-
-CPU = torch.device("cpu")
 
 
 def test_importance_counts_the_overlap_by_hand() -> None:
@@ -172,14 +170,18 @@ def test_a_token_of_a_block_not_chosen_is_not_seen() -> None:
     assert moved_BT.any(0).nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
-def test_the_kernel_is_only_chosen_on_cuda_where_its_limits_hold() -> None:
-    assert choose(CPU, 16, 64) == "dense"
-    cuda = torch.device("cuda")
-    assert {choose(cuda, *limits) for limits in ((8, 64), (24, 64), (16, 48), (16, 8))} == {"dense"}
+def test_the_kernel_is_only_used_where_its_limits_hold() -> None:
+    half = torch.bfloat16
+    assert kernel_fits(half, 16, 64, 64)
+    assert not kernel_fits(torch.float32, 16, 64, 64)
+    for limits in ((8, 64, 64), (24, 64, 64), (16, 257, 64), (16, 64, 48), (16, 64, 8)):
+        assert not kernel_fits(half, *limits)
+    assert choose(torch.device("cpu"), half, 16, 64, 64) == "dense"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a CUDA device")
+@pytest.mark.filterwarnings("ignore")  # the package warns when it is imported
 @pytest.mark.parametrize("num_chosen", [4, 5])
 def test_the_kernel_equals_naive(num_chosen: int) -> None:
     pytest.importorskip("fla", reason="pip install fla-core")

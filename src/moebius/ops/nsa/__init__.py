@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moebius.ops.nsa.blocks import choose_blocks, compressed_attention, importance
 from moebius.ops.nsa.dense import selected_dense
-from moebius.ops.nsa.fla import selected_fla
+from moebius.ops.nsa.fla import kernel_fits, selected_fla
 from moebius.ops.nsa.naive import importance_naive, selected_naive
 
 __all__ = [
@@ -43,10 +43,11 @@ def _installed() -> bool:
     return importlib.util.find_spec("fla") is not None
 
 
-def choose(device: torch.device, group: int, width: int) -> str:
+def choose(
+    device: torch.device, dtype: torch.dtype, group: int, head_width: int, width: int
+) -> str:
     """The backend in use for whole sequences, by name, at H / G = group and blocks of `width`."""
-    powers = group & (group - 1) == 0 and width & (width - 1) == 0
-    fits = device.type == "cuda" and powers and group >= 16 and width >= 16
+    fits = device.type == "cuda" and kernel_fits(dtype, group, head_width, width)
     return "fla" if fits and _installed() else "dense"
 
 
@@ -67,6 +68,7 @@ def selected_attention(
     Block j of a document holds its positions j * width to (j + 1) * width - 1; -1 in index_BGTX is
     no block. `whole` says that queries and keys are the same tokens. -> [B, T, H, K], dtype of q.
     """
-    group = q_BTHK.shape[2] // k_BSGK.shape[2]
-    op = BACKENDS[choose(q_BTHK.device, group, width) if whole else "dense"]
+    group, head_width = q_BTHK.shape[2] // k_BSGK.shape[2], q_BTHK.shape[3]
+    fast = choose(q_BTHK.device, q_BTHK.dtype, group, head_width, width)
+    op = BACKENDS[fast if whole else "dense"]
     return op(q_BTHK, k_BSGK, v_BSGK, index_BGTX, position_BS, attend_BTS, width, scale)

@@ -1,13 +1,19 @@
 """Attention to chosen blocks by the Triton kernel of flash-linear-attention (PyPI fla-core), CUDA.
 
-The kernel takes our choice of blocks, so compression, keys per branch and rotation are free; its
-limits are H / G a power of 2 of at least 16, blocks of a power of 2, K <= 256. Letters as in
-`blocks`.
+The kernel takes our choice of blocks, so compression, keys per branch and rotation are free.
+Letters as in `blocks`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def kernel_fits(dtype: torch.dtype, group: int, head_width: int, width: int) -> bool:
+    """Whether the kernel takes H / G = group and blocks of `width`; in fp32 it would use TF32."""
+    powers = group & (group - 1) == 0 and width & (width - 1) == 0
+    sizes = group >= 16 and width >= 16 and head_width <= 256
+    return powers and sizes and dtype in (torch.bfloat16, torch.float16)
 
 
 def selected_fla(
