@@ -12,6 +12,32 @@ from moebius.train.run import Run
 
 TABLE: Mapping[str, str] = {
     "quickstart": "moebius.recipes.quickstart:quickstart",
+    "longcat-flash": "moebius.recipes.longcat:longcat_flash",
+    "longcat-nano": "moebius.recipes.longcat:longcat_nano",
+    "longcat-small": "moebius.recipes.longcat:longcat_small",
+    "hunyuan-large": "moebius.recipes.hunyuan:hunyuan_large",
+    "hunyuan-nano": "moebius.recipes.hunyuan:hunyuan_nano",
+    "hunyuan-small": "moebius.recipes.hunyuan:hunyuan_small",
+    "llama3-8b": "moebius.recipes.llama:llama3_8b",
+    "llama3-70b": "moebius.recipes.llama:llama3_70b",
+    "llama3-405b": "moebius.recipes.llama:llama3_405b",
+    "llama3-nano": "moebius.recipes.llama:llama3_nano",
+    "llama3-small": "moebius.recipes.llama:llama3_small",
+    "deepseek-v3": "moebius.recipes.deepseek:deepseek_v3",
+    "moonlight-16b-a3b": "moebius.recipes.deepseek:moonlight",
+    "deepseek-nano": "moebius.recipes.deepseek:deepseek_nano",
+    "deepseek-small": "moebius.recipes.deepseek:deepseek_small",
+    "qwen3-30b-a3b": "moebius.recipes.qwen:qwen3_30b_a3b",
+    "qwen3-nano": "moebius.recipes.qwen:qwen3_nano",
+    "qwen3-small": "moebius.recipes.qwen:qwen3_small",
+    "olmoe-1b-7b": "moebius.recipes.olmoe:olmoe_1b_7b",
+    "olmoe-nano": "moebius.recipes.olmoe:olmoe_nano",
+    "olmoe-small": "moebius.recipes.olmoe:olmoe_small",
+    "kimi-linear-48b-a3b": "moebius.recipes.kimi:kimi_linear",
+    "kimi-linear-nano": "moebius.recipes.kimi:kimi_linear_nano",
+    "kimi-linear-small": "moebius.recipes.kimi:kimi_linear_small",
+    "nsa-nano": "moebius.recipes.nsa:nsa_nano",
+    "nsa-small": "moebius.recipes.nsa:nsa_small",
 }
 
 
