@@ -27,7 +27,7 @@ from moebius.checkpoint.manifest import (
     replaced_name,
     step_folders,
 )
-from moebius.checkpoint.tensors import TensorFile, plan_files
+from moebius.checkpoint.tensors import Lazy, TensorFile, plan_files
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -41,13 +41,14 @@ _REMEDIES = {
 def save(
     folder: Path,
     step: int,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | Lazy],
     state: Mapping[str, JSON],
     *,
     keep: int,
 ) -> Path:
     """Save a checkpoint as `folder/step-XXXXXXXX` and keep the last `keep` up to this step.
 
+    Tensors are written one at a time; a lazy one is made when its turn comes.
     Tuples in `state` come back as lists. Raises CheckpointError when the disk is full or the
     folder cannot be written, the earlier checkpoints being intact, and when `state` or a tensor
     cannot be stored exactly.

@@ -2,11 +2,13 @@
 
 The format (huggingface/safetensors): 8 bytes of header length, a JSON header of name -> dtype,
 shape, offsets, then the raw bytes without gaps. Wide dtypes come first, so that all are aligned.
+A tensor may be lazy: it is made when its bytes are due, and let go of at once.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -35,19 +37,38 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+DTYPE_OF = {name: dtype for dtype, name in _DTYPES.items()}
+
+
+@final
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is not there yet; `make` must give one of this dtype and shape."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it will have."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @final
 @dataclass(frozen=True)
 class TensorFile:
-    """One file to be written: its name and its tensors in the order of their bytes."""
+    """One file to be written: its name, its tensors in the order of their bytes, and texts that
+    stand in its header.
+    """
 
     name: str
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Lazy]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def header(self) -> bytes:
         """The length and the JSON that precede the tensors' bytes."""
-        entries: dict[str, Any] = {}
+        entries: dict[str, Any] = {"__metadata__": dict(self.metadata)} if self.metadata else {}
         offset = 0
         for name, dtype, shape in self.describe():
             end = offset + self.tensors[name].nbytes
@@ -64,44 +85,59 @@ class TensorFile:
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The file's bytes, piece by piece; one tensor at a time is copied, and only if need be."""
         yield self.header()
-        for x in self.tensors.values():
-            flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            raw = flat.numpy().data
-            for start in range(0, len(raw), CHUNK_BYTES):
-                yield raw[start : start + CHUNK_BYTES]
+        for name, lazy in self.tensors.items():
+            yield from _chunks(name, lazy)
 
     def num_bytes(self) -> int:
         """The size of the file."""
         return len(self.header()) + sum(x.nbytes for x in self.tensors.values())
 
 
-def plan_files(tensors: Mapping[str, torch.Tensor]) -> list[TensorFile]:
-    """Split tensors over files of at most `MAX_FILE_BYTES` (a larger tensor gets its own)."""
-    for name, x in tensors.items():
-        _check(name, x)
-    groups: list[dict[str, torch.Tensor]] = [{}]
+def _chunks(name: str, lazy: Lazy) -> Iterator[memoryview]:
+    """The bytes of one tensor, which is gone when they are through."""
+    x = lazy.make()
+    assert (x.dtype, tuple(x.shape)) == (lazy.dtype, lazy.shape), name
+    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    del x
+    for start in range(0, len(raw), CHUNK_BYTES):
+        yield raw[start : start + CHUNK_BYTES]
+
+
+def grouped(tensors: Mapping[str, torch.Tensor | Lazy], limit: int) -> list[dict[str, Lazy]]:
+    """Split tensors over groups of at most `limit` bytes (a larger tensor gets its own)."""
+    lazy = {name: _checked(name, x) for name, x in tensors.items()}
+    groups: list[dict[str, Lazy]] = [{}]
     size = 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
-        if groups[-1] and size + tensors[name].nbytes > MAX_FILE_BYTES:
+    for name in sorted(lazy, key=lambda name: (-lazy[name].dtype.itemsize, name)):
+        if groups[-1] and size + lazy[name].nbytes > limit:
             groups.append({})
             size = 0
-        groups[-1][name] = tensors[name]
-        size += tensors[name].nbytes
+        groups[-1][name] = lazy[name]
+        size += lazy[name].nbytes
+    return groups
+
+
+def plan_files(tensors: Mapping[str, torch.Tensor | Lazy]) -> list[TensorFile]:
+    """The files of a checkpoint, of at most `MAX_FILE_BYTES` each."""
+    groups = grouped(tensors, MAX_FILE_BYTES)
     if len(groups) == 1:
         return [TensorFile("tensors.safetensors", groups[0])]
     numbered = enumerate(groups, start=1)
     return [TensorFile(f"tensors-{i:05d}.safetensors", group) for i, group in numbered]
 
 
-def _check(name: str, x: torch.Tensor) -> None:
+def _checked(name: str, x: torch.Tensor | Lazy) -> Lazy:
     if name == "__metadata__":
         raise CheckpointError("no tensor can be named '__metadata__'; safetensors reserves it")
     if x.dtype not in _DTYPES:
         raise CheckpointError(f"tensor {name!r}: safetensors has no {x.dtype}; store a view of it")
+    if isinstance(x, Lazy):
+        return x
     if x.layout != torch.strided or x.is_meta:
         raise CheckpointError(
             f"tensor {name!r} has no plain bytes to save ({x.layout}, {x.device})"
         )
+    return Lazy(x.dtype, tuple(x.shape), lambda: x)
 
 
 def describe_file(path: Path) -> list[tuple[str, str, list[int]]]:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ def load(
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model of a run at its newest intact checkpoint, in evaluation mode, and its tokenizer.
 
-    Raises ValueError where the folder holds no run, or no intact checkpoint.
+    Raises ValueError where the folder holds no run, or no intact checkpoint. A tokenizer that an
+    imported model lacks, or that is not byte-level, raises it when it is used.
     """
     folder = Path(run)
     if not (folder / "run.json").is_file():
@@ -50,7 +52,17 @@ def load(
     # Copied, not assigned: weights keep their roles, and tied ones stay one.
     lm.load_state_dict(weights)
     lm.eval().requires_grad_(False).to(device)
-    return LanguageModel(lm, dtype), Tokenizer.load(folder / "tokenizer.json")
+    return LanguageModel(lm, dtype), _tokenizer(folder, record)
+
+
+def _tokenizer(folder: Path, record: dict[str, Any]) -> Tokenizer:
+    """The run's tokenizer. An imported model may have none that we read: what needs it says so."""
+    try:
+        return Tokenizer.load(folder / "tokenizer.json", record["run"]["data"].get("document"))
+    except ValueError as error:
+        if "imported" not in record:
+            raise
+        return Tokenizer(error)
 
 
 def _say(text: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moebius.checkpoint.hf.keys import Keys
+from moebius.checkpoint.hf.refusals import Unfit
 from moebius.config import nearest
 from moebius.model.rope import Linear, Llama3, NTKAlpha, RopeScaling, YaRN
 
@@ -134,4 +135,4 @@ def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
                 **{name: value for name, value in optional.items() if value is not None},
             }
         case _:
-            raise ValueError(f"no config.json can hold the rope scaling {type(scaling).__name__}")
+            raise Unfit(f"no config.json can hold the rope scaling {type(scaling).__name__}")

@@ -1,0 +1,158 @@
+"""`import_hf`: a published model's folder becomes a run folder like any other, at step 0.
+
+All is checked before anything is written. The tensors pass one by one, in the dtype they have
+(dequantised ones in bf16); the files that go along are kept under `hf/`.
+"""
+
+import json
+import math
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import moebius
+from moebius import checkpoint
+from moebius.checkpoint.hf import Family, Imported
+from moebius.checkpoint.hf.assemble import ours
+from moebius.checkpoint.hf.folder import HFFolder, open_folder
+from moebius.checkpoint.hf.names import check_layout, choose, family_of, read_config
+from moebius.checkpoint.hf.place import check_new, written_aside
+from moebius.checkpoint.hf.quantised import dequantised
+from moebius.checkpoint.hf.text import TOKENIZER, document_token, end_tokens
+from moebius.checkpoint.tensors import Lazy
+from moebius.config import spec_of, to_json
+from moebius.model.count import count_config
+
+Say = Callable[[str], None]
+
+# Where the originals of an imported model's files are kept.
+KEPT: Final = "hf"
+# What a fine-tuning starts from; any of it may be changed while the run stands at step 0.
+STEPS, BATCH, LONGEST = 1000, 8, 2048
+_ROLES = ("embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar")
+_UNDECAYED = ("embedding", "norm", "bias", "scalar")
+
+
+def import_hf(source: Path, out: Path, *, say: Say) -> Path:
+    """Turn a local HF folder into the run folder `out`, which is new or empty; its path.
+
+    Raises ValueError, nothing written, for what cannot be read exactly: see the families.
+    """
+    out = check_new(Path(out))
+    folder = open_folder(Path(source))
+    family = family_of(folder.config)
+    imported, block = read_config(family, folder.config)
+    layouts = family.layouts(imported.model, imported.vocab, None)
+    for layout in layouts:
+        check_layout(layout, imported.model, imported.vocab)
+    sources = dequantised(folder.tensors, block)
+    choice = choose(layouts, sources)
+    tensors = {f"model.{name}": x for name, x in ours(choice.layout, sources).items()}
+    say(f"{family.model_type}: {len(sources)} tensors, {_billions(sources)}")
+    for reason, number in choice.dropped.items():
+        say(f"left out {number} tensor(s): {reason}")
+    document = _document(folder, say)
+    with written_aside(out) as aside:
+        (aside / KEPT).mkdir()
+        for file in folder.side_files():
+            shutil.copyfile(file, aside / KEPT / file.name)
+        if (folder.path / TOKENIZER).is_file():
+            shutil.copyfile(folder.path / TOKENIZER, aside / TOKENIZER)
+        precision = _precision(tensors)
+        checkpoint.save(aside / "checkpoints", 0, tensors, _state(precision), keep=1)
+        record = {
+            **_described(out.name, imported, folder, precision),
+            "run": _run(out, imported, folder, document),
+            "imported": {
+                "family": spec_of(type(family), Family.TABLE),
+                "source": folder.path.resolve().name,
+                "dropped": dict(choice.dropped),
+                "eos": end_tokens(folder.path),
+            },
+        }
+        (aside / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+def _billions(sources: Any) -> str:
+    return f"{sum(math.prod(x.shape) for x in sources.values()) / 1e9:.3f}B numbers"
+
+
+def _document(folder: HFFolder, say: Say) -> str | None:
+    """The token that opens a document; what is missing for text is said."""
+    if not (folder.path / TOKENIZER).is_file():
+        say(f"there is no {TOKENIZER}: the model takes token ids, but no text")
+        return None
+    document = document_token(folder.path)
+    if document is None:
+        say("the tokenizer's files name no token that begins or ends a text: no text can be read")
+    return document
+
+
+def _precision(tensors: dict[str, Lazy]) -> str:
+    """What to compute in: the widest that the matrices are stored in, half ones as bf16."""
+    widest = max(x.dtype.itemsize for x in tensors.values() if len(x.shape) > 1)
+    return {2: "bf16", 4: "fp32", 8: "fp64"}[widest]
+
+
+def _state(precision: str) -> dict[str, Any]:
+    """The state of a checkpoint that holds weights only: no moments, no random state."""
+    counters = {"step": 0, "tokens": 0, "seconds": 0.0, "skipped": 0, "bad_in_a_row": 0}
+    return {**counters, "weights_only": True, "data": None, "precision": precision}
+
+
+def _described(name: str, imported: Imported, folder: HFFolder, precision: str) -> dict[str, Any]:
+    """What run.json says beside the recipe, as a training session writes it."""
+    counts = count_config(imported.model, imported.vocab, _length(folder))
+    return {
+        "name": name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+        "versions": {
+            "moebius": moebius.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.system()} {platform.machine()}",
+        "commit": None,
+        "command": sys.argv,
+        "data": {"digest": None, "folder": None},
+        "params_total": counts.total,
+        "params_active_min": counts.active_min,
+        "params_active_mean": counts.active_mean,
+        "params_active_max": counts.active_max,
+        "flops_per_token": counts.flops_train,
+    }
+
+
+def _length(folder: HFFolder) -> int:
+    """The sequences of the recipe: as long as the model takes, within reason."""
+    longest = folder.config.get("max_position_embeddings")
+    return min(longest, LONGEST) if isinstance(longest, int) and longest > 0 else LONGEST
+
+
+def _run(out: Path, imported: Imported, folder: HFFolder, document: str | None) -> dict[str, Any]:
+    """The JSON of a recipe that fine-tunes the model on this machine's Python library."""
+    data: dict[str, Any] = {"path": "python:stdlib"}
+    if document is not None:
+        data |= {"tokenizer": str(out / TOKENIZER), "document": document}
+    roles = {
+        role: {"rule": {"use": "adamw"}, "weight_decay": 0.0 if role in _UNDECAYED else 1.0}
+        for role in _ROLES
+    }
+    return {
+        "name": out.name,
+        "model": to_json(imported.model),
+        "data": data,
+        "optim": {"lr": 1e-5, "schedule": {"use": "constant"}, "roles": roles},
+        "steps": STEPS,
+        "batch": BATCH,
+        "sequence_length": _length(folder),
+        "vocab": imported.vocab,
+    }

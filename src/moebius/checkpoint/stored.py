@@ -1,0 +1,133 @@
+"""Tensors of safetensors files, read one by one and row by row, straight into their memory.
+
+No file is mapped: pages of a map count as resident until it is closed, and a shard may be larger
+than all that is to be held. A file's header is checked against its size before anything is read.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from moebius.checkpoint.manifest import MANIFEST, STATE, CheckpointError, parse
+from moebius.checkpoint.tensors import DTYPE_OF
+
+_MAX_HEADER = 100 << 20
+
+
+class Readable(ABC):
+    """A tensor that is read when asked for, whole or some rows of its first dim."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of what is read."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop of the first dim; the caller owns what it gets."""
+
+    @abstractmethod
+    def whole(self) -> Tensor:
+        """All of it."""
+
+
+@final
+@dataclass(frozen=True)
+class Stored(Readable):
+    """A tensor in a file, `offset` bytes from its start."""
+
+    path: Path
+    kind: torch.dtype
+    size: tuple[int, ...]
+    offset: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.size
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        row = math.prod(self.size[1:]) * self.kind.itemsize
+        return self._read((stop - start, *self.size[1:]), self.offset + start * row)
+
+    def whole(self) -> Tensor:
+        return self._read(self.size, self.offset)
+
+    def _read(self, shape: tuple[int, ...], offset: int) -> Tensor:
+        out = torch.empty(shape, dtype=self.kind)
+        raw = out.reshape(-1).view(torch.uint8).numpy().data
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(offset)
+            done = 0
+            while done < len(raw):
+                count = file.readinto(raw[done:])
+                if not count:
+                    raise CheckpointError(f"{self.path} was cut short while it was read")
+                done += count
+        return out
+
+
+def stored_in(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file; a CheckpointError where it is damaged or cut short."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(f"{path} is cut short or no safetensors file; fetch it again")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: its header is no JSON") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is damaged: its header is no JSON object")
+    header.pop("__metadata__", None)
+    found = {name: _stored(path, 8 + length, name, entry) for name, entry in header.items()}
+    end = max((x.offset + math.prod(x.size) * x.kind.itemsize for x in found.values()), default=0)
+    if found and end != size:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes instead of the {end:,} that its header names; it is cut "
+            "short or damaged: fetch it again"
+        )
+    return found
+
+
+def _stored(path: Path, base: int, name: str, entry: Any) -> Stored:
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        size = tuple(int(n) for n in shape)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is damaged: its header has no sense at {name!r}") from None
+    if dtype not in DTYPE_OF:
+        raise CheckpointError(f"{path}: {name} is of dtype {dtype!r}, which cannot be read here")
+    kind = DTYPE_OF[dtype]
+    if stop - start != math.prod(size) * kind.itemsize:
+        raise CheckpointError(f"{path} is damaged: {name} has {stop - start:,} bytes, not its size")
+    return Stored(path, kind, size, base + start)
+
+
+def stored_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """The tensors, unread, and the state of a checkpoint that has been verified."""
+    manifest = parse((path / MANIFEST).read_bytes())
+    tensors: dict[str, Stored] = {}
+    for name in manifest.files:
+        if name != STATE:
+            tensors |= stored_in(path / name)
+    return tensors, json.loads((path / STATE).read_bytes())

@@ -1,0 +1,1 @@
+"""Import and export of HF folders; a package, so that the families share `parity`."""
