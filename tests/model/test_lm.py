@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moebius.config import from_json, to_json
+from moebius.model.block import BlockOutput
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.context import Context
@@ -19,6 +21,8 @@ from moebius.model.ffn.balance.router_z import RouterZ
 from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE
 from moebius.model.lm import LM, ModelConfig
+from moebius.model.mixers import MixerConfig
+from moebius.model.mixers.cla import CLA, shared
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.swa import SWA
@@ -63,6 +67,98 @@ def test_a_layer_pattern_is_plain_data() -> None:
     kinds = [[type(mixer).__name__ for mixer in block.mixers()] for block in lm.blocks()]
     assert kinds == [["_SWA"]] * 3 + [["_GQA"], ["_MLA", "_MLA"]]
     assert from_json(ModelConfig, json.loads(json.dumps(to_json(CONFIG)))) == CONFIG
+
+
+KEYS, KEYS_OF_IT = shared(GQA(2, 1, 8), 2)
+CODES, CODES_OF_IT = shared(LATENT, 2)
+
+
+def plain(*mixers: MixerConfig) -> ModelConfig:
+    """A layer of each mixer, in a row."""
+    return ModelConfig(WIDTH, tuple(PreNorm(mixer, Dense(12)) for mixer in mixers))
+
+
+@pytest.mark.parametrize(
+    ("config", "lengths"),
+    [
+        (CONFIG, [1, 1, 1, 1, 1]),
+        (plain(*shared(GQA(2, 1, 8), 3), *shared(LATENT, 2)), [3, 2]),
+        (plain(KEYS, GQA(2, 1, 8), KEYS_OF_IT, GQA(2, 1, 8)), [3, 1]),
+        (plain(KEYS, KEYS, KEYS_OF_IT), [1, 2]),
+        (plain(LATENT, KEYS, CODES, KEYS_OF_IT, CODES_OF_IT), [1, 4]),
+        (plain(CODES, KEYS, KEYS_OF_IT, CODES_OF_IT, KEYS_OF_IT), [5]),
+    ],
+)
+def test_units_keep_lenders_and_borrowers_together(config: ModelConfig, lengths: list[int]) -> None:
+    units = built(config).units()
+    assert [len(unit) for unit in units] == lengths
+    assert [i for unit in units for i in unit] == list(range(len(config.layers)))
+
+
+@torch.no_grad()
+def test_a_borrower_reads_the_nearest_lender() -> None:
+    lm = built(plain(CODES, KEYS, KEYS, KEYS_OF_IT, CODES_OF_IT))
+    borrowed: list[dict[str, Tensor]] = []
+    lent: list[dict[str, Tensor]] = []
+
+    def watch(block: nn.Module, given: tuple[Any, ...], out: BlockOutput) -> None:
+        borrowed.append(given[3])
+        lent.append(out.lent)
+
+    for block in lm.blocks():
+        block.register_forward_hook(watch)
+    lm(tokens(1, 6, VOCAB)[0], context((6,)))
+    assert [sorted(each) for each in lent[:3]] == [
+        ["latents", "rotated_keys"],
+        *2 * [["keys", "values"]],
+    ]
+    assert borrowed[3]["keys"] is lent[2]["keys"] and borrowed[3]["values"] is lent[2]["values"]
+    assert borrowed[4]["latents"] is lent[0]["latents"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (plain(KEYS_OF_IT), r"layers\.0 borrows 'keys', which no layer before it lends"),
+        (plain(GQA(2, 1, 8), KEYS_OF_IT), r"layers\.1 borrows 'keys'"),
+        (plain(KEYS, CODES_OF_IT), r"layers\.1 borrows 'latents'"),
+        (
+            plain(KEYS, SWA(2, 1, 8, window=3), CLA(GQA(2, 2, 4), borrows=True)),
+            r"layers\.2 cannot borrow 'keys' of layers\.0: kv_heads is 1 there, 2 here; "
+            "head_width is 8 there, 4 here$",
+        ),
+        (
+            plain(KEYS, CLA(GQA(2, 1, 8, rope_base=1e4), borrows=True)),
+            "rope_base is 500000.0 there",
+        ),
+        (
+            plain(KEYS, CLA(SWA(2, 1, 8, window=3, rope_base=5e5), borrows=True)),
+            "window is None there, 3 here$",
+        ),
+        (
+            plain(CODES, CLA(dataclasses.replace(LATENT, kv_rank=5), borrows=True)),
+            "kv_rank is 6 there, 5 here$",
+        ),
+        (
+            dataclasses.replace(plain(KEYS), ends=(MTP(KEYS_OF_IT, Dense(12)),)),
+            r"ends\.0 borrows from a layer",
+        ),
+        (ModelConfig(WIDTH, (ScMoE(CODES, Dense(12), MOE),)), "ScMoE builds two mixers"),
+        (ModelConfig(WIDTH, (PreNorm(CODES, MOE), ScMoE(CODES_OF_IT, Dense(12), MOE))), "ScMoE"),
+    ],
+)
+def test_a_borrower_without_its_lender_is_refused(config: ModelConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.build(VOCAB)
+
+
+def test_heads_may_differ_within_a_group() -> None:
+    """Only what is shared must be alike."""
+    many = CLA(GQA(4, 1, 8, qk_norm="head", bias=True), borrows=True)
+    lm = built(plain(KEYS, many))
+    tokens_BT, targets_BT = tokens(2, 6, VOCAB)
+    lm.loss(tokens_BT, targets_BT, context((6,), (2, 4))).total.backward()
+    assert all(grad.isfinite().all() for grad in grads_of(lm).values())
 
 
 def test_layers_of_one_pattern_have_weights_of_their_own() -> None:

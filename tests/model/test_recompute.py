@@ -1,6 +1,7 @@
 """Activation checkpointing changes no bit, routes once, counts once and is not watched twice."""
 
 import dataclasses
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -21,6 +22,7 @@ from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE, MoELayer
 from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.lm import LM, Loss, ModelConfig
+from moebius.model.mixers.cla import shared
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.mla import MLA
 from moebius.model.weight import initialise, named_weights
@@ -171,3 +173,69 @@ def test_without_gradients_nothing_is_recomputed() -> None:
     with torch.no_grad(), _Operations() as operations:
         lm(tokens_BT, ctx, recompute=True)
     assert operations.count["aten.topk.default"] == LAYERS
+
+
+# --- units of layers that share keys and values ---------------------------------------------------
+
+
+def sharing(ffn: MoE | Dense, *factors: int) -> LM:
+    """Groups of layers of so many each, over GQA and MLA in turn."""
+    kinds = (GQA(4, 2, 4), MLA(2, q_rank=8, kv_rank=6, nope_width=4, rope_width=4, v_width=6))
+    groups = [shared(kinds[i % 2], factor) for i, factor in enumerate(factors)]
+    layers = tuple(PreNorm(mixer, ffn) for group in groups for mixer in group)
+    lm = ModelConfig(WIDTH, layers).build(VOCAB)
+    initialise(lm, 0)
+    return lm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factors", [(2, 2), (4,), (1, 3)], ids=str)
+def test_units_give_equal_gradients(factors: tuple[int, ...], dtype: torch.dtype) -> None:
+    lm = sharing(VARIANTS["recycle"], *factors)
+    plain, again = run(lm, False, dtype), run(lm, True, dtype)
+    assert torch.equal(plain.loss.total, again.loss.total)
+    assert plain.grads.keys() == again.grads.keys() == dict(named_weights(lm)).keys()
+    for name, grad in plain.grads.items():
+        assert torch.equal(grad, again.grads[name]), name
+    assert plain.watch.seen == again.watch.seen
+    assert again.operations["aten.topk.default"] == sum(factors)
+    for (before,), (after,) in zip(plain.loss.stats, again.loss.stats, strict=True):
+        assert torch.equal(before.count_E, after.count_E)
+
+
+def kept(lm: LM, recompute: bool) -> tuple[int, list[str]]:
+    """Bytes that a forward saves for the backward; and which lent tensors Python still holds."""
+    saved: dict[int, int] = {}
+    lent: list[tuple[str, weakref.ref[Tensor]]] = []
+
+    def pack(x: Tensor) -> Tensor:
+        if not isinstance(x, torch.nn.Parameter):
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    def watch(block: Any, given: Any, out: Any) -> None:
+        lent.extend((name, weakref.ref(x)) for name, x in out.lent.items())
+
+    hooks = [block.register_forward_hook(watch) for block in lm.blocks()]
+    tokens_BT, targets_BT = tokens(3, 24, VOCAB)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = lm.loss(tokens_BT, targets_BT, context(*3 * [(24,)]), recompute=recompute)
+    alive = [name for name, ref in lent if ref() is not None]
+    for hook in hooks:
+        hook.remove()
+    assert loss.total.requires_grad and lent
+    return sum(saved.values()), alive
+
+
+def test_recompute_keeps_the_input_of_each_unit_and_nothing_lent() -> None:
+    """A longer unit keeps less: one residual stream a unit, whatever its layers lend each other."""
+    stream = 3 * 24 * WIDTH * 4
+    sizes = {}
+    for factors in ((1, 1, 1, 1), (2, 2), (4,)):
+        lm = sharing(Dense(20), *factors)
+        whole, _ = kept(lm, False)
+        sizes[factors], still_lent = kept(lm, True)
+        assert not still_lent
+        assert sizes[factors] < whole / 4
+    assert sizes[1, 1, 1, 1] - sizes[2, 2] == 2 * stream
+    assert sizes[2, 2] - sizes[(4,)] == stream
