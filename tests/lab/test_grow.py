@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,26 +21,36 @@ import moebius
 from moebius import checkpoint
 from moebius.checkpoint import complete
 from moebius.lab.grow import grow, parse_factor
-from moebius.lab.stack import check_borrowers, stacked, stacked_from
+from moebius.lab.stack import check_lenders, stacked, stacked_from
+from moebius.model.block.prenorm import PreNorm
 from moebius.model.context import Context
 from moebius.model.count import count_config
+from moebius.model.ffn.dense import Dense
+from moebius.model.mixers import Mixer, MixerConfig
+from moebius.model.mixers.cla import CLA
+from moebius.model.mixers.gqa import GQA
+from moebius.model.part import Site
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.report import write_report
 from moebius.train.folder import RunFolder
 from moebius.train.loop import continue_run, fit
 from moebius.train.session import read_run
+from moebius.train.stages import Stage
 
 from .. import tiny
-from ..running import COMMAND, Place, finished, lines, losses, tree
-from .runs import dense, placed
+from ..running import Place, finished, lines, losses, tree
+from .runs import dense, placed, sharing
 
 STOP = 4
 
 
-@pytest.fixture(scope="module", params=["tiny", "wild"])
+RECIPES = {"tiny": tiny.tiny, "wild": tiny.wild, "sharing": sharing}
+
+
+@pytest.fixture(scope="module", params=RECIPES)
 def parent(request: pytest.FixtureRequest, place: Place) -> Path:
-    """A run stopped after 4 of 12 steps: Muon and a budget, or AdamW and all that is random."""
-    run = dataclasses.replace({"tiny": tiny.tiny, "wild": tiny.wild}[request.param](), stop_at=STOP)
+    """A run stopped after 4 of 12 steps: Muon and a budget; AdamW and all that is random; CLA."""
+    run = dataclasses.replace(RECIPES[request.param](), stop_at=STOP)
     return fit(placed(run, place), place.folder / request.param)
 
 
@@ -96,8 +108,10 @@ def test_the_stack_is_the_layers_applied_twice(parent: Path, stack: Path) -> Non
     ctx = Context.continuing(tokens_BT, 0)
     x_BTD = old.lm.embed(tokens_BT, torch.float32)
     for _ in range(2):
+        lent: dict[str, torch.Tensor] = {}
         for block in old.lm.blocks():
-            x_BTD = block(x_BTD, ctx, None, {}).x_BTD
+            out = block(x_BTD, ctx, None, lent)
+            x_BTD, lent = out.x_BTD, lent | out.lent
     expected_BTV = old.lm.logits(x_BTD)
     assert torch.allclose(new(tokens_BT), expected_BTV, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(old(tokens_BT), expected_BTV, rtol=1e-2, atol=1e-2)
@@ -160,20 +174,35 @@ def test_a_grown_run_grows_again(simple: Path, tmp_path: Path) -> None:
     assert record(second)["name"] == "dense-grown-grown"
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstLends(MixerConfig):
+    """A mixer of which only the very first layer lends."""
+
+    def build(self, site: Site) -> Mixer:
+        return CLA(GQA(heads=4, kv_heads=2, head_width=8), borrows=site.layer > 0).build(site)
+
+
 def test_layers_may_not_borrow_from_another_copy() -> None:
-    config = stacked(tiny.pattern().model, 2)
+    good, layer = sharing().model, PreNorm(FirstLends(), Dense(8))
     with torch.device("meta"):
-        model = config.build(300)
-    (lender, borrower, second, last) = [block.mixers()[0] for block in model.blocks()]
-    lender.lends = second.lends = ("kv",)
-    borrower.borrows = last.borrows = ("kv",)
-    check_borrowers(model, num_layers=2)
-    second.lends = ()
-    with pytest.raises(ValueError, match=r"layers\.3 would borrow 'kv' from layers\.0"):
-        check_borrowers(model, num_layers=2)
-    lender.lends = ()
-    with pytest.raises(ValueError, match="from no layer"):
-        check_borrowers(model, num_layers=2)
+        check_lenders(stacked(good, 2).build(300), num_layers=2)
+        model = stacked(dataclasses.replace(good, layers=2 * (layer,)), 2).build(300)
+    with pytest.raises(ValueError, match=r"layers\.3 would borrow from layers\.0, of another copy"):
+        check_lenders(model, num_layers=2)
+
+
+def test_growth_where_a_stage_begins(place: Place, tmp_path: Path) -> None:
+    """The next batch is the stage's, longer and with another rotary base, for both models."""
+    stage = Stage(at_tokens=STOP * 128, sequence_length=64, rope_base=1e6)
+    run = dataclasses.replace(tiny.tiny(), stages=(stage,), stop_at=STOP)
+    old = fit(placed(run, place), tmp_path / "old")
+    new = grow(old, tmp_path / "new", layers=2)
+    for path in (old, new):
+        continue_run(path, ["stop_at=5"])
+    grown = record(new)["grown"]
+    assert grown["first_loss"] == pytest.approx(lines(new)[STOP]["loss"], rel=1e-6)
+    assert grown["parent_loss"] == pytest.approx(lines(old)[STOP]["loss"], rel=1e-6)
+    assert lines(new)[STOP]["sequence_length"] == 64
 
 
 def test_names_of_other_parts_are_left_alone() -> None:
@@ -265,6 +294,14 @@ def _damaged(run: Path, out: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def _imported(run: Path, out: Path) -> None:
+    """Weights alone, as an import leaves them."""
+    tensors, counters = newest(run)
+    weights = {name: x for name, x in tensors.items() if name.startswith("model.")}
+    shutil.rmtree(run / "checkpoints")
+    checkpoint.save(run / "checkpoints", 0, weights, counters | {"weights_only": True}, keep=1)
+
+
 def _other_data(run: Path, out: Path) -> None:
     data = record(run)
     data["data"]["digest"] = "0"
@@ -292,6 +329,7 @@ def _a_file(run: Path, out: Path) -> None:
         (_no_run, "there is no run in"),
         (_no_checkpoint, "has no checkpoint yet"),
         (_damaged, "no intact checkpoint in"),
+        (_imported, "train it for a step before it grows"),
         (_other_data, "the data has changed since"),
         (_other_model, "does not fit model.layers.1.ffn.w_gate_up"),
         (_not_empty, "is not empty"),
@@ -344,18 +382,30 @@ def test_a_full_disk_leaves_nothing(kilobytes: int, simple: Path, tmp_path: Path
 
 def test_ctrl_c_while_it_writes(simple: Path, tmp_path: Path) -> None:
     """The folder is not there, or it is whole; what stood aside is gone."""
-    code = f"from moebius.lab.grow import grow; grow({str(simple)!r}, {str(tmp_path / 'out')!r}"
+    call = f"grow({str(simple)!r}, {str(tmp_path / 'out')!r}, layers=2, say=say)"
+    code = f"""
+from moebius.lab.grow import grow
+def say(text):
+    print(text, flush=True)
+{call}
+"""
     child = subprocess.Popen(
-        [*COMMAND[:2], f"{code}, layers=2)"],
+        [sys.executable, "-c", code],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while child.poll() is None and not list(tmp_path.iterdir()):
-        pass
+    assert child.stdout is not None
+    # The losses are the last that it says before it writes.
+    assert child.stdout.readline().startswith("first loss")
     child.send_signal(signal.SIGINT)
     done = finished(child)
-    assert tree(tmp_path) == [] or newest(tmp_path / "out")[1]["step"] == STOP, done.err
+    assert done.code == 0 or "KeyboardInterrupt" in done.err
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left in ([], ["out"]) and (left or done.code)
+    if left:
+        assert newest(tmp_path / "out")[1]["step"] == STOP
 
 
 def test_what_a_killed_growth_left_is_swept_and_one_at_work_is_not(

@@ -9,6 +9,7 @@ whole; the parent is only read.
 import dataclasses
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import Tensor
 from moebius import checkpoint
 from moebius.checkpoint.files import replace_file, sync_folder
 from moebius.data import Batch
-from moebius.lab.stack import check_borrowers, stacked, stacked_from
+from moebius.lab.stack import check_lenders, stacked, stacked_from
 from moebius.lab.upcycle import upcycled, upcycled_from
 from moebius.model.lm import LM
 from moebius.monitor.sinks import JsonLines
@@ -31,6 +32,7 @@ from moebius.train.plan import plan, section_at
 from moebius.train.run import TOKENIZER, Run, to_folder_json
 from moebius.train.session import (
     Progress,
+    Say,
     Session,
     check,
     describe,
@@ -40,9 +42,8 @@ from moebius.train.session import (
     read_run,
 )
 from moebius.train.state import TrainState, new_state
-from moebius.train.step import context_of
+from moebius.train.step import context_of, micro_rows
 
-Say = Callable[[str], None]
 _ASIDE = ".growing-"
 # What an upcycled model has and its parent had not, besides moments under another rule.
 _NEW = re.compile(r"\.(router|rules)\.")
@@ -96,7 +97,7 @@ def grow(
         (path / LOCK).unlink(missing_ok=True)
         aside.path.rename(path)
         sync_folder(root)
-    say(f"grown into {path}; `moebius train --resume {path}` goes on")
+    say(f"grown into {path}; `moebius train --resume {shlex.quote(str(path))}` goes on")
     return path
 
 
@@ -154,7 +155,7 @@ def _tensors(
     source: Callable[[str], str | None] = partial(upcycled_from, parent=saved)
     if layers is not None:
         num_layers = len(old.model.layers)
-        check_borrowers(state.model, num_layers)
+        check_lenders(state.model, num_layers)
         source = partial(stacked_from, num_layers=num_layers)
     sources = {name: source(name) for name in fresh}
     tensors = {name: _taken(name, x, sources[name], saved) for name, x in fresh.items()}
@@ -216,11 +217,8 @@ def _filled(model: LM, tensors: Mapping[str, Tensor], session: Session) -> LM:
 @torch.no_grad()
 def _loss(session: Session, model: LM, batch: Batch, step: int) -> float:
     """What a training step would report of its batch."""
-    rows, run, total = len(batch), session.run, 0.0
-    if run.micro_batch is not None:
-        length = batch.tokens_BT.shape[1]
-        rows = max(1, run.micro_batch * run.sequence_length // length)
-    for part in batch.split(rows):
+    total = 0.0
+    for part in batch.split(micro_rows(session.run, batch)):
         given = (part.tokens_BT, part.targets_BT, context_of(part, step))
         total += float(model.loss(*given, dtype=session.dtype, with_ends=False).total)
     return total / batch.num_targets

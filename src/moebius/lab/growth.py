@@ -20,7 +20,7 @@ from moebius.checkpoint.files import hash_file, replace_file
 from moebius.checkpoint.manifest import step_of
 from moebius.config import differences, identity, map_user_files
 from moebius.data import DataConfig
-from moebius.lab.grow import Say, grow
+from moebius.lab.grow import grow
 from moebius.lab.stack import stacked
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.count import count_config
@@ -34,7 +34,7 @@ from moebius.optim.schedules.wsd import WSD
 from moebius.train.folder import RunFolder
 from moebius.train.loop import continue_run, fit
 from moebius.train.run import Run
-from moebius.train.session import Progress, read_run
+from moebius.train.session import Progress, Say, read_run
 
 TIMES = 2
 
@@ -47,7 +47,7 @@ def small() -> Run:
         model=ModelConfig(width=128, layers=2 * (layer,)),
         data=DataConfig(path="python:stdlib"),
         optim=OptimConfig(
-            lr=0.01, schedule=WSD(warmup="5%", decay="30%"), roles=default_roles(), clip=1.0
+            lr=0.005, schedule=WSD(warmup="5%", decay="30%"), roles=default_roles(), clip=1.0
         ),
         steps=600,
         batch=8,

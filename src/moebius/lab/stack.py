@@ -25,18 +25,11 @@ def stacked_from(name: str, num_layers: int) -> str:
     return _LAYER.sub(lambda match: str(int(match[1]) % num_layers), name)
 
 
-def check_borrowers(model: LM, num_layers: int) -> None:
-    """ValueError where a layer of the stack borrows from beyond its own copy."""
-    lender: dict[str, int] = {}
-    for i, block in enumerate(model.blocks()):
-        for mixer in block.mixers():
-            for name in mixer.borrows:
-                found = lender.get(name)
-                if found is None or found // num_layers != i // num_layers:
-                    source = "no layer" if found is None else f"layers.{found}"
-                    raise ValueError(
-                        f"these layers cannot be stacked: layers.{i} would borrow {name!r} from "
-                        f"{source}, not from its own copy; a lender and its borrowers must repeat "
-                        "as one group"
-                    )
-            lender |= dict.fromkeys(mixer.lends, i)
+def check_lenders(model: LM, num_layers: int) -> None:
+    """ValueError where a layer of the stack borrows from beyond its own copy of `num_layers`."""
+    for unit in model.units():
+        if unit.start // num_layers != (unit.stop - 1) // num_layers:
+            raise ValueError(
+                f"these layers cannot be stacked: layers.{unit.stop - 1} would borrow from "
+                f"layers.{unit.start}, of another copy; let lender and borrowers repeat as a group"
+            )
