@@ -272,3 +272,12 @@ def test_budget_summary_over_the_last_third() -> None:
             "std": pytest.approx(0.8 / 3),
         }
     }
+
+
+def test_budget_summary_of_a_layer_that_came_later() -> None:
+    old, new = {"ffn_mean": 2.0, "ffn_std": 0.1}, {"ffn_mean": 4.0, "ffn_std": 0.3}
+    lines = [{"layers": {"0": old}}] * 2 + [{"layers": {"0": old, "1": new}}]
+    summary = budget_summary(lines * 3, {"0": 3.0, "1": 3.0, "2": 3.0})
+    assert summary["0"]["mean"] == 2.0
+    assert summary["1"]["mean"] == 4.0 and summary["1"]["std"] == 0.3
+    assert "2" not in summary

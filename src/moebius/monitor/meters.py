@@ -97,18 +97,22 @@ def budget_summary(
     """How well each router kept its budget over the last third of the logged lines.
 
     By layer: the target, the mean FFN experts per token, the mean of the window of `window` lines
-    that is furthest from the target, and the mean standard deviation over tokens.
+    that is furthest from the target, and the mean standard deviation over tokens. A layer that is
+    younger than those lines (a run that was grown) counts from its first one.
     """
     tail = lines[-max(1, len(lines) // 3) :]
     summary: dict[str, dict[str, float]] = {}
     for layer, target in targets.items():
-        means = [line["layers"][layer]["ffn_mean"] for line in tail]
+        rows = [line["layers"][layer] for line in tail if layer in line["layers"]]
+        if not rows:
+            continue
+        means = [row["ffn_mean"] for row in rows]
         size = min(window, len(means))
         windows = [sum(means[i : i + size]) / size for i in range(len(means) - size + 1)]
         summary[layer] = {
             "target": target,
             "mean": sum(means) / len(means),
             "worst_window": max(windows, key=lambda mean: abs(mean - target)),
-            "std": sum(line["layers"][layer]["ffn_std"] for line in tail) / len(tail),
+            "std": sum(row["ffn_std"] for row in rows) / len(rows),
         }
     return summary
