@@ -21,18 +21,16 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, s
             digest.update(chunk)
             size += len(chunk)
             file.write(chunk)
+            del chunk  # its memory must be free before the next is made
         file.flush()
         os.fsync(file.fileno())
     return size, digest.hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file as it can be read now."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """The sha256 of a file as it can be read now, through a small buffer."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def forget_cached(path: Path) -> None:

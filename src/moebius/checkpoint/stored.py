@@ -6,6 +6,7 @@ than all that is to be held. A file's header is checked against its size before 
 
 import json
 import math
+import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,18 @@ from moebius.checkpoint.manifest import MANIFEST, STATE, CheckpointError, parse
 from moebius.checkpoint.tensors import DTYPE_OF
 
 _MAX_HEADER = 100 << 20
+# From here on a tensor's memory comes from the kernel and goes back to it at once.
+_LARGE = 1 << 20
+
+
+def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros that leaves nothing behind when it is let go: freed memory that malloc
+    keeps for later may be as large as the tensor was.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes < _LARGE:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8).view(dtype).view(shape)
 
 
 class Readable(ABC):
@@ -68,7 +81,7 @@ class Stored(Readable):
         return self._read(self.size, self.offset)
 
     def _read(self, shape: tuple[int, ...], offset: int) -> Tensor:
-        out = torch.empty(shape, dtype=self.kind)
+        out = blank(shape, self.kind)
         raw = out.reshape(-1).view(torch.uint8).numpy().data
         with open(self.path, "rb", buffering=0) as file:
             file.seek(offset)

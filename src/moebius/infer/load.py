@@ -57,8 +57,9 @@ def load(
 
 def _tokenizer(folder: Path, record: dict[str, Any]) -> Tokenizer:
     """The run's tokenizer. An imported model may have none that we read: what needs it says so."""
+    named = record["run"]["data"].get("document") or record.get("imported", {}).get("document")
     try:
-        return Tokenizer.load(folder / "tokenizer.json", record["run"]["data"].get("document"))
+        return Tokenizer.load(folder / "tokenizer.json", named)
     except ValueError as error:
         if "imported" not in record:
             raise

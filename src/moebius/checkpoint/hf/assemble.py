@@ -11,11 +11,11 @@ from torch import Tensor
 
 from moebius.checkpoint.hf.layout import Entry, Layout, Piece
 from moebius.checkpoint.hf.names import theirs_of
-from moebius.checkpoint.stored import Readable
+from moebius.checkpoint.stored import Readable, blank
 from moebius.checkpoint.tensors import Lazy
 
 # A part that is read and turned at a time, in bytes, where a turn can go by rows.
-PART_BYTES = 16 << 20
+PART_BYTES = 1 << 20
 
 
 def ours(layout: Layout, sources: Mapping[str, Readable]) -> dict[str, Lazy]:
@@ -31,7 +31,9 @@ def ours(layout: Layout, sources: Mapping[str, Readable]) -> dict[str, Lazy]:
 
 
 def _make_ours(entry: Entry, sources: Mapping[str, Readable], dtype: torch.dtype) -> Tensor:
-    out = _blank(entry.shape, dtype, entry.covered, entry.fill or 0.0)
+    out = blank(entry.shape, dtype)
+    if entry.fill:
+        out.fill_(entry.fill)
     for piece in entry.pieces:
         view = out[piece.at] if piece.at else out
         source = sources[piece.theirs]
@@ -50,16 +52,14 @@ def theirs(
         make = partial(_make_theirs, pieces, sources, dtypes[name])
         made[name] = Lazy(dtypes[name], pieces[0][1].shape, make)
     for name, shape, dtype in layout.filled:
-        made[name] = Lazy(dtype, shape, partial(torch.zeros, shape, dtype=dtype))
+        made[name] = Lazy(dtype, shape, partial(blank, shape, dtype))
     return made
 
 
 def _make_theirs(
     pieces: list[tuple[Entry, Piece]], sources: Mapping[str, Readable], dtype: torch.dtype
 ) -> Tensor:
-    shape = pieces[0][1].shape
-    covered = sum(math.prod(piece.part_shape) for _, piece in pieces)
-    out = _blank(shape, dtype, covered, 0.0)
+    out = blank(pieces[0][1].shape, dtype)
     for entry, piece in pieces:
         view = out if piece.part is None else out[piece.part]
         source, first, rest = sources[entry.ours], piece.at[:1], piece.at[1:]
@@ -68,12 +68,6 @@ def _make_theirs(
             cut = rest if rows is None else (slice(None), *rest)
             part.copy_(piece.turn.back(mine[cut] if rest else mine))
     return out
-
-
-def _blank(shape: tuple[int, ...], dtype: torch.dtype, covered: int, fill: float) -> Tensor:
-    if covered == math.prod(shape):
-        return torch.empty(shape, dtype=dtype)
-    return torch.full(shape, fill, dtype=dtype)
 
 
 def _parts(

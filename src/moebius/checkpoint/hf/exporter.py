@@ -91,8 +91,8 @@ def export_hf(
 def _open(folder: Path, say: Say) -> _Source:
     if not (folder / "run.json").is_file():
         raise ValueError(f"there is no run in {folder} (no run.json); `moebius runs` lists them")
-    recipe = read_object(folder / "run.json")["run"]
-    recipe = map_user_files(recipe, lambda file: kept_file(folder / file))
+    record = read_object(folder / "run.json")
+    recipe = map_user_files(record["run"], lambda file: kept_file(folder / file))
     path = checkpoint.latest_intact(folder / "checkpoints", say=say)
     if path is None:
         raise ValueError(f"{folder} has no checkpoint yet; wait for its first, or train it on")
@@ -100,9 +100,9 @@ def _open(folder: Path, say: Say) -> _Source:
     weights = {k.removeprefix("model."): x for k, x in stored.items() if k.startswith("model.")}
     original = read_object(folder / KEPT / CONFIG) if (folder / KEPT / CONFIG).is_file() else {}
     context = original.get("max_position_embeddings") or recipe.get("sequence_length", 2048)
-    document = recipe["data"].get("document") or _DOCUMENT
+    named = recipe["data"].get("document") or record.get("imported", {}).get("document")
     model = Imported(from_json(ModelConfig, recipe["model"]), recipe["vocab"])
-    return _Source(folder, model, weights, original, context, document)
+    return _Source(folder, model, weights, original, context, named or _DOCUMENT)
 
 
 def _family(source: _Source, target: Target) -> tuple[Family, dict[str, Any]]:

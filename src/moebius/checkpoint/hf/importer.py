@@ -67,11 +67,13 @@ def import_hf(source: Path, out: Path, *, say: Say) -> Path:
         checkpoint.save(aside / "checkpoints", 0, tensors, _state(precision), keep=1)
         record = {
             **_described(out.name, imported, folder, precision),
-            "run": _run(out, imported, folder, document),
+            "run": _run(out.name, imported, folder),
             "imported": {
                 "family": spec_of(type(family), Family.TABLE),
                 "source": folder.path.resolve().name,
                 "dropped": dict(choice.dropped),
+                # What the run's own tokenizer.json opens documents with, and where texts end.
+                "document": document,
                 "eos": end_tokens(folder.path),
             },
         }
@@ -137,19 +139,16 @@ def _length(folder: HFFolder) -> int:
     return min(longest, LONGEST) if isinstance(longest, int) and longest > 0 else LONGEST
 
 
-def _run(out: Path, imported: Imported, folder: HFFolder, document: str | None) -> dict[str, Any]:
+def _run(name: str, imported: Imported, folder: HFFolder) -> dict[str, Any]:
     """The JSON of a recipe that fine-tunes the model on this machine's Python library."""
-    data: dict[str, Any] = {"path": "python:stdlib"}
-    if document is not None:
-        data |= {"tokenizer": str(out / TOKENIZER), "document": document}
     roles = {
         role: {"rule": {"use": "adamw"}, "weight_decay": 0.0 if role in _UNDECAYED else 1.0}
         for role in _ROLES
     }
     return {
-        "name": out.name,
+        "name": name,
         "model": to_json(imported.model),
-        "data": data,
+        "data": {"path": "python:stdlib"},
         "optim": {"lr": 1e-5, "schedule": {"use": "constant"}, "roles": roles},
         "steps": STEPS,
         "batch": BATCH,

@@ -1,5 +1,6 @@
 """Choosing a family for a config or a model, and a layout for a folder; every misfit by name."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -121,7 +122,9 @@ class _Misfits:
     def say(self) -> str:
         """The most telling of them: missing (or renamed), then shapes, then extra tensors."""
         if self.missing:
-            first = f"the folder lacks {self.missing[0]}{nearest(self.missing[0], self.extra)}"
+            like = difflib.get_close_matches(self.missing[0], self.extra, n=1, cutoff=0.5)
+            hint = f"; did you mean {like[0]!r}?" if like else ""
+            first = f"the folder lacks {self.missing[0]}{hint}"
         elif self.unfit:
             name, found, due = self.unfit[0]
             first = f"{name} has shape {list(found)}, but config.json makes it {list(due)}"
