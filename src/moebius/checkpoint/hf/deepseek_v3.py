@@ -13,8 +13,8 @@ from moebius.checkpoint.hf.keys import Keys
 from moebius.checkpoint.hf.latent import (
     EXACT,
     MoENames,
-    kinds,
     left_out_ends,
+    only,
     prenorms,
     read_latent_rope,
     read_mla,
@@ -23,12 +23,21 @@ from moebius.checkpoint.hf.latent import (
     refuse_mla,
     refuse_sigmoid_moe,
     sigmoid_moe,
+    the,
     unbiased,
     write_mla,
     write_moe,
 )
-from moebius.checkpoint.hf.layout import Entry, Layout
-from moebius.checkpoint.hf.pieces import dense, ends, experts, exports_tied, fused_experts, mla, whole
+from moebius.checkpoint.hf.layout import Layout
+from moebius.checkpoint.hf.pieces import (
+    dense,
+    ends,
+    experts,
+    exports_tied,
+    fused_experts,
+    mla,
+    whole,
+)
 from moebius.checkpoint.hf.refusals import Refusals
 from moebius.checkpoint.hf.rope import write_rope
 from moebius.model.block.prenorm import PreNorm
@@ -84,13 +93,15 @@ class DeepseekV3(Family):
         no = Refusals(self.model_type)
         refuse_ends_but_mtp(no, model)
         layers = prenorms(no, model)
-        (mixer,) = kinds(no, [layer.mixer for layer in layers], "layers.*.mixer", MLA)
-        ffns = [layer.ffn for layer in layers]
-        first, moe = kinds(no, ffns, "layers.*.ffn", Dense, MoE)
+        mixers, ffns = [layer.mixer for layer in layers], [layer.ffn for layer in layers]
+        only(no, mixers, "layers.*.mixer", MLA)
+        only(no, ffns, "layers.*.ffn", Dense, MoE)
+        mixer = the(no, mixers, "layers.*.mixer", MLA)
+        first, moe = (the(no, ffns, "layers.*.ffn", Dense), the(no, ffns, "layers.*.ffn", MoE))
         k = sum(isinstance(ffn, Dense) for ffn in ffns)
         leading = all(isinstance(ffn, Dense) for ffn in ffns[:k])
         no.unless(leading, "layers.*.ffn", "its dense layers come before all mixtures")
-        no.unless(moe is not None, "layers.*.ffn", "it needs a mixture of experts in some layer")
+        no.unless(k < len(ffns), "layers.*.ffn", "it needs a mixture of experts in some layer")
         if mixer is not None:
             refuse_mla(no, mixer, model, wanted.target, "layers.*.mixer")
             place = "layers.*.mixer"
@@ -111,7 +122,7 @@ class DeepseekV3(Family):
             "moe_layer_freq": 1,
             **write_mla(mixer),
             **write_moe(NAMES, moe, wanted.target),
-            # vLLM has no selection bias without the first; it takes softmax scores without the last.
+            # Without these vLLM has no selection bias, and takes softmax scores.
             "topk_method": "noaux_tc",
             "scoring_func": "sigmoid",
             "hidden_act": "silu",

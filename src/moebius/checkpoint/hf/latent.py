@@ -146,23 +146,23 @@ def write_moe(names: MoENames, moe: MoE, target: Target) -> dict[str, Any]:
 # --- refusing -------------------------------------------------------------------------------------
 
 
-def kinds(no: Refusals, values: Sequence[Variant], where: str, *allowed: type[V]) -> list[V | None]:
-    """For each class the one value of it there is (None: none); others, noted."""
+def only(no: Refusals, values: Sequence[Variant], where: str, *allowed: type[Variant]) -> None:
+    """Refuse values of any other class."""
     odd = next((value for value in values if not isinstance(value, allowed)), None)
     if odd is not None:
         has = " or ".join(spec_of(kind, kind.TABLE) for kind in allowed)
         no.unless(False, where, f"{spec_of(type(odd), odd.TABLE)} where it has only {has}")
-    found: list[V | None] = []
-    for kind in allowed:
-        some = [value for value in values if isinstance(value, kind)]
-        name = f"{where} ({spec_of(kind, kind.TABLE)})"
-        found.append(no.one(some, name) if some else None)
-    return found
+
+
+def the(no: Refusals, values: Sequence[Variant], where: str, kind: type[V]) -> V | None:
+    """The value of a class; None if there is none, or (noted) if they differ."""
+    found = [value for value in values if isinstance(value, kind)]
+    return no.one(found, f"{where} ({spec_of(kind, kind.TABLE)})") if found else None
 
 
 def prenorms(no: Refusals, model: ModelConfig) -> list[PreNorm]:
     """The layers, all pre-norm."""
-    kinds(no, model.layers, "layers.*", PreNorm)
+    only(no, model.layers, "layers.*", PreNorm)
     return [layer for layer in model.layers if isinstance(layer, PreNorm)]
 
 

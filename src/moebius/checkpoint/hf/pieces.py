@@ -22,7 +22,14 @@ def whole(ours: str, theirs: str, *shape: int, turn: Turn = SAME) -> Entry:
     return Entry(ours, shape, (Piece(theirs, shape, turn=turn),))
 
 
-def gqa(ours: str, theirs: str, config: GQA, width: int, out: str = "o_proj") -> tuple[Entry, ...]:
+def gqa(
+    ours: str,
+    theirs: str,
+    config: GQA,
+    width: int,
+    out: str = "o_proj",
+    norms: tuple[str, str] = ("q_norm", "k_norm"),
+) -> tuple[Entry, ...]:
     """Grouped-query attention, biases and QK-norm included; theirs rotate halves."""
     H, G, K = config.heads, config.kv_heads, config.head_width
     turn = SAME if config.rope_base is None else Pairs(K)
@@ -41,9 +48,10 @@ def gqa(ours: str, theirs: str, config: GQA, width: int, out: str = "o_proj") ->
         ]
     if config.qk_norm != "none":
         q, k = (H * K, G * K) if config.qk_norm == "full" else (K, K)
+        q_name, k_name = (f"{theirs}.{name}.weight" for name in norms)
         entries += [
-            whole(f"{ours}.heads.q_norm.w_D", f"{theirs}.q_norm.weight", q, turn=turn),
-            whole(f"{ours}.kv.k_norm.w_D", f"{theirs}.k_norm.weight", k, turn=turn),
+            whole(f"{ours}.heads.q_norm.w_D", q_name, q, turn=turn),
+            whole(f"{ours}.kv.k_norm.w_D", k_name, k, turn=turn),
         ]
     if config.sinks:
         entries.append(whole(f"{ours}.sink_H", f"{theirs}.sinks", H))
@@ -158,15 +166,17 @@ def exports_tied(model: ModelConfig) -> bool:
     return model.tied and embedding_scale(model) == 1.0
 
 
-def ends(model: ModelConfig, vocab: int) -> tuple[Entry, ...]:
+def ends(model: ModelConfig, vocab: int, tied: bool | None = None) -> tuple[Entry, ...]:
     """Embedding, final norm and head. Tied, theirs has one tensor for the two of ours.
 
-    Where ours scales the embedding, theirs are two tensors, the scale multiplied into the first.
+    Where ours scales the embedding, theirs are two tensors, the scale multiplied into the first;
+    also where a loader cannot tie (`tied` False).
     """
+    tied = exports_tied(model) if tied is None else tied
     D, scale, embed = model.width, embedding_scale(model), "model.embed_tokens.weight"
     turn = SAME if scale == 1.0 else Scaled(scale)
     return (
         whole("embed.w_VD", embed, vocab, D, turn=turn),
         whole("head.norm.w_D", "model.norm.weight", D),
-        whole("head.w_VD", embed if exports_tied(model) else "lm_head.weight", vocab, D),
+        whole("head.w_VD", embed if tied else "lm_head.weight", vocab, D),
     )
