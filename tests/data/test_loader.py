@@ -141,3 +141,54 @@ def test_every_held_out_token_is_a_target_once(mixed: Prepared, length: int, bat
     assert numbers.tolist() == list(range(len(numbers)))
     keys = itertools.chain.from_iterable(part.keys() for part in batches)
     assert list(dict.fromkeys(keys)) == [key for key, _ in mixed.heldout_documents()]
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_a_stage_draws_anew_in_an_order_of_its_own(mixed: Prepared) -> None:
+    first = Loader(mixed, 16, 4, seed=1)
+    start = first.after(6)
+    stage = Loader(mixed, 32, 3, seed=1, start=start)
+    assert stage.tokens_until(6) == first.tokens_until(6) == 6 * 64
+    assert stage.tokens_until(8) == 6 * 64 + 2 * 96
+    batch = stage.batch(7)
+    assert batch.tokens_BT.shape == (3, 32) and batch.num_targets == 96
+    assert batch.sequence_B.tolist() == [27, 28, 29]
+    assert same(batch, Loader(mixed, 32, 3, seed=1, start=first.after(6)).batch(7))
+    # Not a piece of what a run of that length without stages would read, nor of the next stage.
+    again = Loader(mixed, 32, 3, seed=1, start=stage.after(6))
+    orders = [one.batch(6).tokens_BT for one in (stage, again)]
+    orders.append(Loader(mixed, 32, 3, seed=1).batch(0).tokens_BT)
+    orders.append(Loader(mixed, 32, 3, seed=2, start=start).batch(6).tokens_BT)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(orders, 2))
+
+
+def test_epochs_are_counted_over_all_stages(mixed: Prepared) -> None:
+    """The second source has a quarter of the sequences, and two epochs in all."""
+    tokens = mixed.train[1].num_tokens
+    first = Loader(mixed, 8, 4, seed=1)
+    half = tokens // 8
+    assert first.after(half).taken == (3 * 8 * half, 8 * half)
+    second = Loader(mixed, 16, 4, seed=1, start=first.after(half))
+    end = half + tokens // 16 + 50
+    assert 2 * tokens - 3 * 16 < second.after(end).taken[1] <= 2 * tokens
+    # Spent in the stage before, the source is met no more.
+    third = Loader(mixed, 64, 2, seed=1, start=second.after(end))
+    for row in third.batch(end + 3).split(1):
+        assert all(shards is mixed.train[0].shards for shards, _ in row.touched[0])
+    later, now = third.after(end + 50).taken, third.after(end).taken
+    assert later == (now[0] + 100 * 64, now[1])
+
+
+def test_capped_sources_that_stages_spend(prepared: Prepared, tmp_path: Path) -> None:
+    config = DataConfig(
+        sources=(Source(prepared.config.path, max_epochs=1.0),), cache=str(tmp_path)
+    )
+    capped = prepare(config, 300)
+    half = capped.train[0].num_tokens // 16 // 4 // 2
+    stage = Loader(capped, 32, 2, seed=0, start=Loader(capped, 16, 4, seed=0).after(half))
+    left = (capped.train[0].num_tokens // 32 - half * 2) // 2
+    stage.check(half + left)
+    with pytest.raises(ValueError, match=f"from step {half} on and the sources give"):
+        stage.check(half + left + 1)

@@ -70,7 +70,7 @@ class Prepared:
 
 def load_tokenizer(config: DataConfig, path: Path) -> Tokenizer:
     """The tokenizer in a file, its documents opened by the token that `config` names."""
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, config.document)
 
 
 def open_prepared(config: DataConfig, folder: Path, manifest: dict[str, Any]) -> Prepared:

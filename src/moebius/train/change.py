@@ -1,8 +1,8 @@
 """What a run may change when it goes on, besides what only runs it.
 
 Its plan from now on: stages that begin at or after the tokens it has, and with new ones a longer
-horizon. Imported weights are no run before their first step: all but the model and its tokens may
-be set. Anything else identifies the experiment and is refused.
+horizon. Imported weights are no run before their first step: all but the model, its vocabulary and
+its tokenizer may be set. Anything else identifies the experiment and is refused.
 """
 
 import dataclasses
@@ -35,11 +35,9 @@ def check_change(
 ) -> None:
     """ValueError unless the run whose newest checkpoint has these counters may become `new`."""
     if unborn(record, counters):
-        tokens = {"tokenizer": old.data.tokenizer, "document": old.data.document}
-        data = dataclasses.replace(new.data, **tokens)
-        check_same_experiment(
-            dataclasses.replace(new, model=old.model, vocab=old.vocab, data=data), new
-        )
+        data = dataclasses.replace(new.data, tokenizer=old.data.tokenizer)
+        settled = dataclasses.replace(new, model=old.model, vocab=old.vocab, data=data)
+        check_same_experiment(settled, new)
         return
     _check_stages(old, new, counters["tokens"])
     if new.stages:

@@ -7,6 +7,7 @@ is written.
 import dataclasses
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,10 +42,18 @@ def reopen(folder: RunFolder, overrides: Iterable[str]) -> tuple[Run, Run]:
     old, record = read_run(folder)
     new = with_own_tokenizer(override(old, overrides), folder.path, record)
     if identity(old) != identity(new):
-        path = checkpoint.latest_intact(folder.checkpoints, say=_unheard)
+        path = _newest(folder, record, _unheard)
         counters = NOTHING if path is None else json.loads((path / STATE).read_bytes())
         check_change(old, new, record, counters)
     return old, new
+
+
+def _newest(folder: RunFolder, record: dict[str, Any], say: Say) -> Path | None:
+    """The newest intact checkpoint; imported weights, unlike drawn ones, cannot be without."""
+    path = checkpoint.latest_intact(folder.checkpoints, say=say)
+    if path is None and "imported" in record:
+        raise ValueError(f"the imported weights of {folder.path} are gone; import them again")
+    return path
 
 
 def _unheard(text: str) -> None:
@@ -70,10 +79,8 @@ def resume(
         say(text)
 
     _, record = read_run(folder)
-    path = checkpoint.latest_intact(folder.checkpoints, say=note)
+    path = _newest(folder, record, note)
     tensors, counters = ({}, NOTHING) if path is None else checkpoint.load(path)
-    if path is None and "imported" in record:
-        raise ValueError(f"the imported weights of {folder.path} are gone; import them again")
     check_change(old, run, record, counters)
     if unborn(record, counters):
         folder.cut_metrics(0)

@@ -117,7 +117,7 @@ def from_folder_json(data: Any, folder: Path) -> Run:
     run = from_json(Run, map_user_files(data, lambda file: kept_file(folder / file)))
     if run.data.tokenizer is None:
         return run
-    own = dataclasses.replace(run.data, tokenizer=str(folder / run.data.tokenizer))
+    own = dataclasses.replace(run.data, tokenizer=str(folder / TOKENIZER))
     return dataclasses.replace(run, data=own)
 
 

@@ -89,7 +89,7 @@ def train_step(
     model = state.model
     for weight in model.parameters():
         weight.grad = None
-    micro_batches = batch.split(_rows(run, batch))
+    micro_batches = batch.split(micro_rows(run, batch))
     with observing(observer):
         total, sums, stats = forward_backward(
             model, micro_batches, state.step, dtype, run.recompute
@@ -116,7 +116,7 @@ def train_step(
     return StepResult(loss, norm, batch.num_targets, applied, means, stats, ratios)
 
 
-def _rows(run: Run, batch: Batch) -> int:
+def micro_rows(run: Run, batch: Batch) -> int:
     """Sequences of a micro-batch: in a stage of other lengths as many as hold as many tokens."""
     if run.micro_batch is None:
         return len(batch)
