@@ -16,7 +16,7 @@ from moebius import checkpoint
 from moebius.config import override, to_json
 from moebius.data import Loader, prepare
 from moebius.model.count import count_config
-from moebius.model.longer import effective_model, with_rope_base
+from moebius.model.longer import effective_length, effective_model, with_rope_base
 from moebius.recipes import recipe
 from moebius.train.folder import RunFolder
 from moebius.train.plan import plan
@@ -186,8 +186,10 @@ def test_the_base_of_a_checkpoint_is_what_its_weights_were_trained_with() -> Non
         for tokens in (0, 511, 512, 513, 896, 897, 10**9)
     }
     assert list(bases.values()) == [1e4, 1e4, 1e4, 1e6, 1e6, 1e7, 1e7]
+    lengths = [effective_length(data, tokens) for tokens in bases]
+    assert lengths == [32, 32, 32, 64, 64, 128, 128]
     del data["stages"]
-    assert effective_model(data, 10**9) == run.model
+    assert effective_model(data, 10**9) == run.model and effective_length(data, 10**9) == 32
 
 
 def test_positions_that_are_none_stay_none() -> None:

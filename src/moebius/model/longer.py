@@ -57,7 +57,17 @@ def effective_model(recipe: Mapping[str, Any], tokens: int) -> ModelConfig:
     At a stage's very beginning no token of it is trained: there the base before it still holds.
     """
     model = from_json(ModelConfig, recipe["model"])
-    for stage in recipe.get("stages", ()):
-        if stage["at_tokens"] < tokens and stage.get("rope_base") is not None:
+    for stage in _begun(recipe, tokens):
+        if stage.get("rope_base") is not None:
             model = with_rope_base(model, float(stage["rope_base"]))
     return model
+
+
+def effective_length(recipe: Mapping[str, Any], tokens: int) -> int:
+    """The length of the sequences that the last of so many tokens were trained in."""
+    lengths = [recipe["sequence_length"], *(s["sequence_length"] for s in _begun(recipe, tokens))]
+    return lengths[-1]
+
+
+def _begun(recipe: Mapping[str, Any], tokens: int) -> list[Mapping[str, Any]]:
+    return [stage for stage in recipe.get("stages", ()) if stage["at_tokens"] < tokens]
