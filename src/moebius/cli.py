@@ -12,10 +12,15 @@ from rich.text import Text
 
 from moebius.bench.step import bench_step
 from moebius.bench.table import rows_table
-from moebius.config import override
+from moebius.checkpoint.hf import Target
+from moebius.checkpoint.hf.exporter import export_hf
+from moebius.checkpoint.hf.importer import import_hf
+from moebius.config import from_json, override
 from moebius.data import inspect, render
 from moebius.infer.load import load
 from moebius.infer.sample import sample_text
+from moebius.lab.grow import grow, parse_factor
+from moebius.lab.growth import growth_experiment
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.progress import progress_bar
 from moebius.monitor.report import write_report
@@ -33,8 +38,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Corpora: documents, tokens, mixtures.", no_args_is_help=True)
 bench_app = typer.Typer(help="Benchmarks that check the outputs agree.", no_args_is_help=True)
+lab_app = typer.Typer(help="Experiments over several runs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(lab_app, name="lab")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides such as optim.lr=6e-4 or data.path=DIR.")
@@ -105,6 +112,51 @@ def sample(
     typer.echo(text)
 
 
+@app.command("import")
+def import_folder(
+    source: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="config.json, safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The run folder to write.")],
+) -> None:
+    """Turn a Hugging Face folder into a run folder, refusing what would not be exact."""
+    typer.echo(import_hf(source, out, say=_say))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
+    target: Annotated[
+        str, typer.Option("--for", help="Who loads it: transformers, vllm or sglang.")
+    ] = "transformers",
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16 (else as it is stored).")
+    ] = None,
+) -> None:
+    """Write a run as a Hugging Face folder that loads without any code of ours."""
+    typer.echo(export_hf(run, out, target=from_json(Target, target), dtype=dtype, say=_say))
+
+
+@app.command("grow")
+def grow_run(
+    run: Annotated[Path, typer.Argument(help="The folder of the run to grow; it stays as it is.")],
+    layers: Annotated[
+        str | None, typer.Option(help="Repeat the stack of layers: 2x, 3x, ...")
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option(help="Make each dense feed-forward that many experts.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Experts a token gets, with --experts.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="The new folder (else runs/NAME-...).")] = None,
+) -> None:
+    """Grow a run into a new one that `train --resume` goes on with."""
+    factor = None if layers is None else parse_factor(layers)
+    with progress_bar() as progress:
+        grown = grow(
+            run, out, layers=factor, experts=experts, top_k=top_k, say=_say, progress=progress
+        )
+    typer.echo(grown)
+
+
 @app.command()
 def runs(
     root: Annotated[Path, typer.Argument(help="Where run folders lie.")] = Path("runs"),
@@ -165,6 +217,29 @@ def step_bench(
         typer.echo(json.dumps(result, indent=2))
     else:
         Console().print(rows_table(result))
+
+
+@lab_app.command("growth")
+def growth_lab(
+    name: Annotated[str, typer.Argument(metavar="[RECIPE]")] = "moebius.lab.growth:small",
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(help="Pairs of runs.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where the runs go; what is done is kept.")] = Path(
+        "runs/growth"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether stacking layers pays: against training from scratch at equal FLOPs."""
+    with progress_bar() as progress:
+        found = growth_experiment(
+            _run(name, overrides), out, seeds=seeds, say=_say, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
