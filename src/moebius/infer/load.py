@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from moebius import checkpoint
-from moebius.config import from_json, kept_file, map_user_files
+from moebius.config import kept_file, map_user_files
 from moebius.data import Tokenizer
 from moebius.model.context import Context
-from moebius.model.lm import LM, ModelConfig
+from moebius.model.lm import LM
+from moebius.model.longer import effective_model
 from moebius.monitor.runs import read_json
 
 
@@ -44,8 +45,8 @@ def load(
     path = checkpoint.latest_intact(folder / "checkpoints", say=_say)
     if path is None:
         raise ValueError(f"{folder} has no checkpoint yet; wait for its first, or train it on")
-    tensors, _ = checkpoint.load(path)
-    lm = from_json(ModelConfig, recipe["model"]).build(recipe["vocab"])
+    tensors, state = checkpoint.load(path)
+    lm = effective_model(recipe, state["tokens"]).build(recipe["vocab"])
     if record["precision"] == "fp64":
         lm.double()
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
