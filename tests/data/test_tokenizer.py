@@ -5,8 +5,10 @@ time.
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
 
 from moebius.data import Tokenizer, train_tokenizer
 from moebius.data.tokenizer import _segments
@@ -75,6 +77,69 @@ def test_line_end_and_indentation_are_one_token() -> None:
     tokenizer = train_tokenizer(["if x:\n        return y\n" * 50], 300)
     tokens = [tokenizer.token_bytes(i) for i in tokenizer.encode("if x:\n        return y\n")]
     assert b":\n       " in tokens and b" return" in tokens
+
+
+def published(*, letters: bool = True) -> tokenizers.Tokenizer:
+    """A tokenizer as published models have them: specials of its own names, a hole in the ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if letters else ["a"]
+    inner = tokenizers.Tokenizer(models.BPE({x: i for i, x in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    inner.decoder = decoders.Sequence([decoders.ByteLevel()])  # type: ignore[assignment]
+    inner.add_special_tokens(["<|end of text|>", "<|ü|>"])
+    return inner
+
+
+@settings(deadline=None)
+@given(st.one_of(TEXTS, CODE))
+def test_a_published_tokenizer_serves(text: str) -> None:
+    tokenizer = Tokenizer(published(), "<|end of text|>")
+    assert tokenizer.document == 256 and tokenizer.vocab == 258
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and max(ids, default=0) < 256
+    assert tokenizer.encode_batch([text, text])[1] == ids
+    assert tokenizer.decode([256, 257, 999]) == "<|end of text|><|ü|>"
+    assert tokenizer.token_bytes(257) == "<|ü|>".encode() and tokenizer.token_bytes(256) == b""
+
+
+def test_a_published_tokenizer_encodes_long_texts_whole(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    published().save(str(path))
+    tokenizer = Tokenizer.load(path, "<|ü|>")
+    text = "\n".join(text_of(i, 40) for i in range(200))
+    assert len(_segments(text)) > 1
+    assert tokenizer.encode_batch([text]) == [tokenizer.encode(text)]
+
+
+def test_published_tokenizers_that_do_not_serve(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    published().save(str(path))
+    with pytest.raises(ValueError, match=r"tokenizer.json: .*has no <.document.> token; it is not"):
+        Tokenizer.load(path)
+    with pytest.raises(ValueError, match="no <end> token; it cannot open documents"):
+        Tokenizer.load(path, "<end>")
+    pieces = published(letters=False)
+    pieces.decoder = decoders.Metaspace()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"\(BPE, decoded by Metaspace\) is not byte-level BPE"):
+        Tokenizer(pieces, "<|ü|>")
+    pieces.decoder = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="decoded by None"):
+        Tokenizer(pieces, "<|ü|>")
+
+
+def test_a_tokenizer_that_is_not_there_says_so_when_used() -> None:
+    tokenizer = Tokenizer(ValueError("there is none"))
+    uses = [
+        lambda: tokenizer.encode("a"),
+        lambda: tokenizer.encode_batch(["a"]),
+        lambda: tokenizer.decode([1]),
+        lambda: tokenizer.token_text(1),
+        lambda: tokenizer.document,
+        lambda: tokenizer.vocab,
+        lambda: tokenizer.to_json(),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="there is none"):
+            use()
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def fresh_run(model: ModelConfig, vocab: int, folder: Path, seed: int = 0) -> tu
     record = {"name": "fresh", "precision": "fp32", "run": recipe}
     (folder / "run.json").write_text(json.dumps(record))
     tensors = {f"model.{name}": x for name, x in lm.state_dict().items()}
-    checkpoint.save(folder / "checkpoints", 3, tensors, {"step": 3}, keep=1)
+    checkpoint.save(folder / "checkpoints", 3, tensors, {"step": 3, "tokens": 192}, keep=1)
     train_tokenizer(["some text to train on"], 257).save(folder / "tokenizer.json")
     return folder, lm.eval()
 

@@ -24,14 +24,14 @@ from moebius.checkpoint.hf.folder import CONFIG, INDEX, read_object, side_files
 from moebius.checkpoint.hf.importer import KEPT
 from moebius.checkpoint.hf.keys import HARMLESS
 from moebius.checkpoint.hf.layout import Layout
-from moebius.checkpoint.hf.names import check_layout, family, family_of, read_config, theirs_of
+from moebius.checkpoint.hf.names import check_layout, family_named, read_config, theirs_of
 from moebius.checkpoint.hf.place import check_new, written_aside
 from moebius.checkpoint.hf.refusals import Unfit
 from moebius.checkpoint.hf.text import TOKENIZER, token_id, with_document_first
 from moebius.checkpoint.stored import Stored, stored_tensors
 from moebius.checkpoint.tensors import Lazy, TensorFile, grouped
-from moebius.config import from_json, kept_file, map_user_files, nearest
-from moebius.model.lm import ModelConfig
+from moebius.config import kept_file, map_user_files, nearest, spec_of
+from moebius.model.longer import effective_length, effective_model
 
 Say = Callable[[str], None]
 
@@ -49,6 +49,9 @@ class _Source:
     model: Imported
     tensors: dict[str, Stored]
     original: dict[str, Any]
+    # The family it was imported as, and whether its weights are still those that came.
+    family: str | None
+    untouched: bool
     context: int
     document: str
 
@@ -59,19 +62,21 @@ def export_hf(
     *,
     target: Target = "transformers",
     dtype: str | None = None,
+    family: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     say: Say,
 ) -> Path:
     """Write the model of a run as the HF folder `out`, which is new or empty; its path.
 
-    `dtype` is fp32, bf16 or fp16; None leaves each tensor as it is stored. Raises ValueError,
-    nothing written, where no family holds the model: the line lists why.
+    `dtype` is fp32, bf16 or fp16; None leaves each tensor as it is stored. `family` names one
+    (None: the one it came from, else the first that holds it). Raises ValueError, nothing written,
+    where no family holds the model: the line lists why.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"{dtype!r} is no dtype to export{nearest(dtype, DTYPES)}")
     out = check_new(Path(out))
     source = _open(Path(run), say)
-    of, written = _family(source, target)
+    of, written = _family(source, target, family)
     (layout,) = of.layouts(source.model.model, source.model.vocab, target)
     check_layout(layout, source.model.model, source.model.vocab)
     dtypes = _dtypes(layout, source.tensors, None if dtype is None else DTYPES[dtype])
@@ -80,7 +85,8 @@ def export_hf(
         if not entry.pieces:
             say(f"left out {entry.ours}: {entry.why}")
     config = _config(source, of, written, target)
-    _set_dtype(config, dtype, tensors)
+    if dtype is not None or not source.untouched:
+        _set_dtype(config, tensors)
     with written_aside(out) as aside:
         shards = _write_tensors(aside, tensors, shard_bytes)
         _write_text(aside, source, config)
@@ -96,29 +102,31 @@ def _open(folder: Path, say: Say) -> _Source:
     path = checkpoint.latest_intact(folder / "checkpoints", say=say)
     if path is None:
         raise ValueError(f"{folder} has no checkpoint yet; wait for its first, or train it on")
-    stored, _ = stored_tensors(path)
+    stored, state = stored_tensors(path)
     weights = {k.removeprefix("model."): x for k, x in stored.items() if k.startswith("model.")}
     original = read_object(folder / KEPT / CONFIG) if (folder / KEPT / CONFIG).is_file() else {}
-    context = original.get("max_position_embeddings") or recipe.get("sequence_length", 2048)
-    named = recipe["data"].get("document") or record.get("imported", {}).get("document")
-    model = Imported(from_json(ModelConfig, recipe["model"]), recipe["vocab"])
-    return _Source(folder, model, weights, original, context, named or _DOCUMENT)
+    tokens = state["tokens"]
+    context = original.get("max_position_embeddings") or effective_length(recipe, tokens)
+    if tokens:
+        context = max(context, effective_length(recipe, tokens))
+    imported = record.get("imported", {})
+    document = recipe["data"].get("document") or imported.get("document") or _DOCUMENT
+    kind, untouched = imported.get("family"), bool(state.get("weights_only"))
+    model = Imported(effective_model(recipe, tokens), recipe["vocab"])
+    return _Source(folder, model, weights, original, kind, untouched, context, document)
 
 
-def _family(source: _Source, target: Target) -> tuple[Family, dict[str, Any]]:
-    """The family that holds a model, the one it came from before all others, and its config."""
-    model, vocab = source.model.model, source.model.vocab
-    own = [family_of(source.original)] if source.original else []
+def _family(source: _Source, target: Target, only: str | None) -> tuple[Family, dict[str, Any]]:
+    """The family that holds a model, and the config it writes of it."""
+    own = [source.family] if source.family else []
     reasons: list[str] = []
-    for name in ["", *Family.TABLE]:
-        found = family(name) if name else next(iter(own), None)
-        if found is None:
-            continue
+    for name in dict.fromkeys([only] if only else [*own, *Family.TABLE]):
+        found, wanted = family_named(name), Wanted(target, source.context)
         try:
-            return found, found.write_config(model, vocab, Wanted(target, source.context))
+            return found, found.write_config(source.model.model, source.model.vocab, wanted)
         except Unfit as error:
             reasons.append(str(error))
-    raise ValueError(f"no HF family can hold this model; {' | '.join(dict.fromkeys(reasons))}")
+    raise ValueError(f"no HF family can hold this model; {' | '.join(reasons)}")
 
 
 def _dtypes(
@@ -136,8 +144,11 @@ def _config(
     source: _Source, of: Family, written: Mapping[str, Any], target: Target
 ) -> dict[str, Any]:
     original = source.original
-    if original and family_of(original) == of and read_config(of, original)[0] == source.model:
+    same = original and source.family == spec_of(type(of), Family.TABLE)
+    if same and read_config(of, original)[0] == source.model:
         config = {**original, **({} if target == "transformers" else written)}
+        if "max_position_embeddings" in original:
+            config["max_position_embeddings"] = source.context
     else:
         kept = {key: x for key, x in original.items() if key in HARMLESS | of.harmless}
         config = {**kept, **written}
@@ -150,11 +161,9 @@ def _config(
     return config
 
 
-def _set_dtype(config: dict[str, Any], dtype: str | None, tensors: Mapping[str, Lazy]) -> None:
+def _set_dtype(config: dict[str, Any], tensors: Mapping[str, Lazy]) -> None:
     """Say the dtype that most numbers have, under the key the config has for it."""
-    named = [key for key in ("dtype", "torch_dtype") if config.get(key) is not None]
-    if named and dtype is None:
-        return
+    named = [key for key in ("dtype", "torch_dtype") if key in config]
     sizes: Counter[str] = Counter()
     for x in tensors.values():
         sizes[str(x.dtype).removeprefix("torch.")] += x.nbytes

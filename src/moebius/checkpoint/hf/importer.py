@@ -20,7 +20,13 @@ from moebius import checkpoint
 from moebius.checkpoint.hf import Family, Imported
 from moebius.checkpoint.hf.assemble import ours
 from moebius.checkpoint.hf.folder import HFFolder, open_folder
-from moebius.checkpoint.hf.names import check_layout, choose, family_of, read_config
+from moebius.checkpoint.hf.names import (
+    check_layout,
+    choose,
+    family_named,
+    family_of,
+    read_config,
+)
 from moebius.checkpoint.hf.place import check_new, written_aside
 from moebius.checkpoint.hf.quantised import dequantised
 from moebius.checkpoint.hf.text import TOKENIZER, document_token, end_tokens
@@ -38,22 +44,23 @@ _ROLES = ("embedding", "head", "matrix", "expert", "router", "norm", "bias", "sc
 _UNDECAYED = ("embedding", "norm", "bias", "scalar")
 
 
-def import_hf(source: Path, out: Path, *, say: Say) -> Path:
+def import_hf(source: Path, out: Path, *, family: str | None = None, say: Say) -> Path:
     """Turn a local HF folder into the run folder `out`, which is new or empty; its path.
 
-    Raises ValueError, nothing written, for what cannot be read exactly: see the families.
+    `family` names one, `file.py:Class` for one of your own; None goes by the config. Raises
+    ValueError, nothing written, for what cannot be read exactly: see the families.
     """
     out = check_new(Path(out))
     folder = open_folder(Path(source))
-    family = family_of(folder.config)
-    imported, block = read_config(family, folder.config)
-    layouts = family.layouts(imported.model, imported.vocab, None)
+    of = family_of(folder.config) if family is None else family_named(family)
+    imported, block = read_config(of, folder.config)
+    layouts = of.layouts(imported.model, imported.vocab, None)
     for layout in layouts:
         check_layout(layout, imported.model, imported.vocab)
     sources = dequantised(folder.tensors, block)
     choice = choose(layouts, sources)
     tensors = {f"model.{name}": x for name, x in ours(choice.layout, sources).items()}
-    say(f"{family.model_type}: {len(sources)} tensors, {_billions(sources)}")
+    say(f"{of.model_type}: {len(sources)} tensors, {_billions(sources)}")
     for reason, number in choice.dropped.items():
         say(f"left out {number} tensor(s): {reason}")
     document = _document(folder, say)
@@ -69,7 +76,7 @@ def import_hf(source: Path, out: Path, *, say: Say) -> Path:
             **_described(out.name, imported, folder, precision),
             "run": _run(out.name, imported, folder),
             "imported": {
-                "family": spec_of(type(family), Family.TABLE),
+                "family": spec_of(type(of), Family.TABLE),
                 "source": folder.path.resolve().name,
                 "dropped": dict(choice.dropped),
                 # What the run's own tokenizer.json opens documents with, and where texts end.

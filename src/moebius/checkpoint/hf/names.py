@@ -18,7 +18,7 @@ from moebius.config import nearest, variant_class
 from moebius.model.lm import ModelConfig
 
 
-def family(name: str) -> Family:
+def family_named(name: str) -> Family:
     """The family of a table entry, or of `file.py:Class`."""
     cls = variant_class(Family, name)
     assert issubclass(cls, Family)
@@ -29,10 +29,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a config.json is of, by its model type, else by its architecture."""
     kind, architectures = config.get("model_type"), config.get("architectures") or []
     if kind in Family.TABLE:
-        return family(str(kind))
+        return family_named(str(kind))
     if kind is None:
         for name in Family.TABLE:
-            found = family(name)
+            found = family_named(name)
             if found.architecture in architectures:
                 return found
     if config.get("auto_map"):

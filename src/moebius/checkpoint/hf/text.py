@@ -32,9 +32,10 @@ def end_tokens(folder: Path) -> list[int]:
 
 
 def token_id(tokenizer: Mapping[str, Any], token: str) -> int | None:
-    """The id of an added token of a `tokenizer.json`."""
+    """The id of a token of a `tokenizer.json`."""
     added = tokenizer.get("added_tokens") or []
-    return next((item["id"] for item in added if item["content"] == token), None)
+    plain = tokenizer.get("model", {}).get("vocab", {}).get(token)
+    return next((item["id"] for item in added if item["content"] == token), plain)
 
 
 def with_document_first(tokenizer: Mapping[str, Any], token: str) -> dict[str, Any]:
