@@ -60,7 +60,7 @@ def import_hf(source: Path, out: Path, *, family: str | None = None, say: Say) -
     sources = dequantised(folder.tensors, block)
     choice = choose(layouts, sources)
     tensors = {f"model.{name}": x for name, x in ours(choice.layout, sources).items()}
-    say(f"{of.model_type}: {len(sources)} tensors, {_billions(sources)}")
+    say(f"{of.model_type}: {len(sources)} tensors, {_numbers(sources)}")
     for reason, number in choice.dropped.items():
         say(f"left out {number} tensor(s): {reason}")
     document = _document(folder, say)
@@ -88,8 +88,8 @@ def import_hf(source: Path, out: Path, *, family: str | None = None, say: Say) -
     return out
 
 
-def _billions(sources: Any) -> str:
-    return f"{sum(math.prod(x.shape) for x in sources.values()) / 1e9:.3f}B numbers"
+def _numbers(sources: Any) -> str:
+    return f"{sum(math.prod(x.shape) for x in sources.values()):,} numbers"
 
 
 def _document(folder: HFFolder, say: Say) -> str | None:
