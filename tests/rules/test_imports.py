@@ -6,7 +6,7 @@ from .source import PACKAGE, own_modules, package_files
 # a room that docs/design.md gives a bracket may use what stands in the bracket alone.
 BELOW_MODEL = {"ops", "monitor"}
 BELOW_OPTIM = BELOW_MODEL | {"model", "data", "curate"}
-BELOW_TRAIN = BELOW_OPTIM | {"optim", "parallel", "checkpoint"}
+BELOW_TRAIN = BELOW_OPTIM | {"optim", "parallel", "checkpoint", "checkpoint/hf"}
 BELOW_POST = BELOW_TRAIN | {"train", "infer"}
 BELOW_RECIPES = BELOW_POST | {"eval", "post", "lab", "bench"}
 MAY_IMPORT: dict[str, set[str]] = {
