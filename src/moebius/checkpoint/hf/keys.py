@@ -56,6 +56,15 @@ class Keys:
         """A whole number, or None where it is null or absent."""
         return self.integer(name) if self.has(name) else self._none(name)
 
+    def integers(self, name: str, count: int, default: int) -> list[int]:
+        """A whole number for each of `count` layers, from one for all of them or a list."""
+        if not isinstance(self._data.get(name), list):
+            return count * [self.integer(name, default)]
+        found = self.items(name) or []
+        if len(found) < count or not all(type(n) is int for n in found):
+            raise ValueError(f"{self._where}: {name} must be {count} whole numbers, not {found!r}")
+        return found[:count]
+
     def number_or_none(self, name: str) -> float | None:
         """A number, or None where it is null or absent."""
         return self.number(name) if self.has(name) else self._none(name)

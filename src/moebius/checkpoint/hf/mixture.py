@@ -1,0 +1,172 @@
+"""What Qwen3-MoE, OLMoE, Hunyuan and gpt-oss share: pre-norm layers of grouped-query attention and
+mixtures whose router is a softmax.
+
+Keys of a config.json, refusals, and maps of tensors. Letters: D model width, F hidden width, E
+experts.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from moebius.checkpoint.hf import Target
+from moebius.checkpoint.hf.keys import Keys
+from moebius.checkpoint.hf.latent import biased_rules, rules
+from moebius.checkpoint.hf.layout import Entry, Layout
+from moebius.checkpoint.hf.pieces import exports_tied, gqa, whole
+from moebius.checkpoint.hf.refusals import Refusals
+from moebius.checkpoint.hf.rope import read_rope, write_rope
+from moebius.model.block.prenorm import PreNorm
+from moebius.model.ffn.moe import MoE
+from moebius.model.ffn.routers.softmax import Softmax
+from moebius.model.lm import ModelConfig
+from moebius.model.mixers.gqa import GQA, QKNorm
+from moebius.model.mixers.swa import SWA
+from moebius.model.rope import NTKAlpha, RopeScaling, YaRN
+
+Attention = GQA | SWA
+
+MIXER: Final = "layers.*.mixer"
+FFN: Final = "layers.*.ffn"
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_count(keys: Keys, *names: str, default: int) -> int:
+    """A whole number that goes by several names, which have to agree."""
+    found = next((keys.integer(name) for name in names if keys.has(name)), default)
+    for name in names:
+        keys.must(name, found, None, why=f"{' and '.join(names)} are one number, here {found}")
+    return found
+
+
+def read_plain_rope(keys: Keys, default_base: float = 10_000.0) -> tuple[float, RopeScaling | None]:
+    """Base and scaling where "dynamic" does not mean what it does to Hunyuan."""
+    base, scaling = read_rope(keys, default_base)
+    if isinstance(scaling, NTKAlpha):
+        raise ValueError("config.json: rope type 'dynamic' with alpha is Hunyuan's; not known here")
+    return base, scaling
+
+
+def read_model(keys: Keys, layers: tuple[PreNorm, ...], eps: float) -> ModelConfig:
+    """The model of these layers; `eps` is the default of its norms."""
+    tied = keys.flag("tie_word_embeddings", False)
+    return ModelConfig(
+        width=keys.integer("hidden_size"),
+        layers=layers,
+        tied=tied,
+        embedding_scale=1.0 if tied else None,
+        norm_eps=keys.number("rms_norm_eps", eps),
+    )
+
+
+# --- refusing -------------------------------------------------------------------------------------
+
+
+def refuse_attention(
+    no: Refusals, mixer: Attention, qk_norm: QKNorm, target: Target, *, sinks: bool = False
+) -> None:
+    """What a class with this QK-norm, and sinks or none, cannot do."""
+    has = "no QK-norm" if qk_norm == "none" else f"only QK-norm {qk_norm!r}"
+    no.unless(mixer.qk_norm == qk_norm, f"{MIXER}.qk_norm", f"it has {has}")
+    always = "it has them in every layer" if sinks else "it has none"
+    no.unless(mixer.sinks == sinks, f"{MIXER}.sinks", always)
+    no.unless(mixer.rope_base is not None, f"{MIXER}.rope_base", "it always rotates")
+    scaling = mixer.rope_scaling
+    if target != "transformers" and isinstance(scaling, YaRN):
+        # Servers read neither key of a plain YaRN, and would stretch by the factor alone.
+        plain = scaling.attention_factor is scaling.mscale is scaling.mscale_all_dim is None
+        why = f"{target} has neither attention_factor nor mscale here"
+        no.unless(plain, f"{MIXER}.rope_scaling", why)
+
+
+def refuse_alpha(no: Refusals, mixer: Attention) -> None:
+    """Hunyuan's scaling, which other classes would take for one that follows the length."""
+    there = f"{MIXER}.rope_scaling"
+    no.unless(not isinstance(mixer.rope_scaling, NTKAlpha), there, "only Hunyuan has ntk_alpha")
+
+
+def refuse_mixture(
+    no: Refusals, moe: MoE, *, shared: int = 0, bias: bool = False, clamped: bool = False
+) -> Softmax | None:
+    """What a mixture with so many shared experts, biases or none, cannot do; its router."""
+    has = f"it has {shared or 'none'}"
+    no.unless(moe.shared_experts == shared, f"{FFN}.shared_experts", has)
+    no.unless(not moe.zero_experts, f"{FFN}.zero_experts", "it has none")
+    no.unless(moe.scaling * moe.split == 1.0, f"{FFN}.scaling", "it does not scale the routed sum")
+    no.unless(moe.bias == bias, f"{FFN}.bias", f"its experts {'always' if bias else 'never'} have")
+    has = "its experts are clamped" if clamped else "its experts are plain SwiGLUs"
+    no.unless((moe.clamp is not None) == clamped, f"{FFN}.clamp", has)
+    why = "a rule holds a selection bias, for which it has no place"
+    no.unless(not biased_rules(moe), f"{FFN}.balance", why)
+    router = no.kind(moe.router, Softmax, f"{FFN}.router")
+    if router is not None:
+        free = router.num_groups == router.top_groups
+        no.unless(free, f"{FFN}.router.num_groups", "it selects among all experts")
+        has = "it always has one" if bias else "it has none"
+        no.unless(router.bias == bias, f"{FFN}.router.bias", has)
+    return router
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_attention(mixer: Attention) -> dict[str, Any]:
+    """The keys of grouped-query attention, rotary positions included."""
+    assert mixer.rope_base is not None
+    return {
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads,
+        "head_dim": mixer.head_width,
+        "attention_bias": mixer.bias,
+        "attention_dropout": 0.0,
+        **write_rope(mixer.rope_base, mixer.rope_scaling),
+    }
+
+
+def tied_for(model: ModelConfig, target: Target | None) -> bool:
+    """Whether one tensor is embedding and head, where servers do not tie: they get both tensors."""
+    return exports_tied(model) and target in (None, "transformers")
+
+
+# --- mapping --------------------------------------------------------------------------------------
+
+
+def each_layer(model: ModelConfig) -> Iterator[tuple[str, str, PreNorm]]:
+    """Our prefix, theirs, and the layer."""
+    for i, layer in enumerate(model.layers):
+        assert isinstance(layer, PreNorm)
+        yield f"layers.{i}", f"model.layers.{i}", layer
+
+
+def attention(
+    ours: str,
+    theirs: str,
+    layer: PreNorm,
+    width: int,
+    norms: tuple[str, str] = ("q_norm", "k_norm"),
+) -> tuple[Entry, ...]:
+    """The two norms of a layer and its attention."""
+    full = layer.mixer.without_window() if isinstance(layer.mixer, SWA) else layer.mixer
+    assert isinstance(full, GQA)
+    return (
+        whole(f"{ours}.mixer_norm.w_D", f"{theirs}.input_layernorm.weight", width),
+        whole(f"{ours}.ffn_norm.w_D", f"{theirs}.post_attention_layernorm.weight", width),
+        *gqa(f"{ours}.mixer", f"{theirs}.self_attn", full, width, norms=norms),
+    )
+
+
+def router(ours: str, theirs: str, moe: MoE, width: int) -> tuple[Entry, ...]:
+    """The router, named in full on their side but for `.weight`, and the memory of its rules."""
+    entries = (whole(f"{ours}.router.w_ED", f"{theirs}.weight", moe.experts, width),)
+    if isinstance(moe.router, Softmax) and moe.router.bias:
+        entries += (whole(f"{ours}.router.b_E", f"{theirs}.bias", moe.experts),)
+    assert not biased_rules(moe)
+    return entries + rules(ours, theirs, moe)
+
+
+def finished(entries: list[Entry], tied: bool, exact: tuple[str, ...] = ()) -> Layout:
+    """The layout, and what folders of any of these families may hold besides."""
+    dropped = [(r".*\.rotary_emb\.inv_freq", "computed from the config")]
+    if tied:
+        dropped.append((r"lm_head\.weight", "tied to the embedding"))
+    return Layout(tuple(entries), tuple(dropped), exact=exact)
