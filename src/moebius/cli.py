@@ -108,6 +108,7 @@ def sample(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        stops=model.stops,
     )
     typer.echo(text)
 

@@ -57,15 +57,15 @@ def test_a_seed_is_a_sample(lm: LM) -> None:
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-def test_a_stop_token_ends_a_row(lm: LM) -> None:
+def test_stop_tokens_end_rows(lm: LM) -> None:
     free_BT = generate(lm, PROMPT_BT, 12, temperature=0)
-    stop = int(free_BT[0, 3])
-    new_BT = generate(lm, PROMPT_BT, 12, temperature=0, stop=stop)
+    stops = (int(free_BT[0, 3]), int(free_BT[1, 5]))
+    new_BT = generate(lm, PROMPT_BT, 12, temperature=0, stops=stops)
     for row_T, free_T in zip(new_BT.tolist(), free_BT.tolist(), strict=True):
-        end = free_T.index(stop) if stop in free_T else len(free_T)
-        assert row_T == [*free_T[:end], *[stop] * (len(row_T) - end)]
-    alone_BT = generate(lm, PROMPT_BT[:1], 12, temperature=0, stop=stop)
-    assert alone_BT.tolist() == [free_BT[0, : free_BT[0].tolist().index(stop) + 1].tolist()]
+        end = next(i for i, token in enumerate(free_T) if token in stops)
+        assert row_T == [*free_T[:end], *[free_T[end]] * (len(row_T) - end)]
+    alone_BT = generate(lm, PROMPT_BT[:1], 12, temperature=0, stops=stops[:1])
+    assert alone_BT.tolist() == [free_BT[0, : free_BT[0].tolist().index(stops[0]) + 1].tolist()]
 
 
 def test_only_known_tokens_are_drawn(lm: LM) -> None:

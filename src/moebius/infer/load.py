@@ -17,11 +17,14 @@ from moebius.monitor.runs import read_json
 
 
 class LanguageModel(nn.Module):
-    """A model as a user wants it: `model(tokens_BT)` gives `logits_BTV`. `lm` is what it wraps."""
+    """A model as a user wants it: `model(tokens_BT)` gives `logits_BTV`. `lm` is what it wraps.
 
-    def __init__(self, lm: LM, dtype: torch.dtype) -> None:
+    `stops` are tokens that end a text of an imported model.
+    """
+
+    def __init__(self, lm: LM, dtype: torch.dtype, stops: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.lm, self.dtype = lm, dtype
+        self.lm, self.dtype, self.stops = lm, dtype, stops
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of every next token; each row is one document."""
@@ -53,7 +56,8 @@ def load(
     # Copied, not assigned: weights keep their roles, and tied ones stay one.
     lm.load_state_dict(weights)
     lm.eval().requires_grad_(False).to(device)
-    return LanguageModel(lm, dtype), _tokenizer(folder, record)
+    stops = tuple(record.get("imported", {}).get("eos", ()))
+    return LanguageModel(lm, dtype, stops), _tokenizer(folder, record)
 
 
 def _tokenizer(folder: Path, record: dict[str, Any]) -> Tokenizer:

@@ -1,6 +1,7 @@
 """Sampling: prefill once, then one token at a time from each mixer's own decode state."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: int | None = None,
+    stops: Sequence[int] = (),
     vocab: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Continue each prompt (of equal length, at least one token) by up to `num_tokens` tokens.
 
-    Returns the new tokens [B, <= num_tokens]; a row that met `stop` repeats it to the end.
+    Returns the new tokens [B, <= num_tokens]; a row that met one of `stops` repeats it to the end.
     Temperature 0 is greedy. Only tokens below `vocab` are drawn: a small corpus fills less of the
     model's vocabulary than there is. Raises ValueError for options out of range.
     """
@@ -44,12 +45,12 @@ def generate(
         seen, states = seen + tokens_BT.shape[1], out.states
         logits_BV = lm.logits(out.hidden_BTD[:, -1:])[:, 0, :vocab].float()
         next_B = draw(logits_BV, temperature, top_p, generator)
-        if stop is not None:
-            next_B = torch.where(done_B, stop, next_B)
-            done_B |= next_B == stop
+        if stops:
+            next_B = torch.where(done_B, tokens_BT[:, -1], next_B)
+            done_B |= torch.isin(next_B, torch.tensor(stops, device=next_B.device))
         new.append(next_B)
         tokens_BT = next_B[:, None]
-        if stop is not None and bool(done_B.all()):
+        if stops and bool(done_B.all()):
             break
     return torch.stack(new, dim=1) if new else prompt_BT[:, :0]
 
@@ -76,11 +77,16 @@ def sample_text(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    stops: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """The prompt and its continuation as text, from the start of a document to its end."""
+    """The prompt and its continuation as text, from the start of a document to its end.
+
+    `stops` are tokens that end it beside the one that opens a document.
+    """
     device = lm.head.w_VD.device
     ids = [tokenizer.document, *tokenizer.encode(prompt)]
+    ends = (tokenizer.document, *stops)
     new_BT = generate(
         lm,
         torch.tensor([ids], device=device),
@@ -88,9 +94,9 @@ def sample_text(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        stop=tokenizer.document,
+        stops=ends,
         vocab=tokenizer.vocab,
         dtype=dtype,
     )
-    tokens = [token for token in new_BT[0].tolist() if token != tokenizer.document]
+    tokens = [token for token in new_BT[0].tolist() if token not in ends]
     return prompt + tokenizer.decode(tokens)
