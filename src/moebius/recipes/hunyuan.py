@@ -77,4 +77,5 @@ def _model(dial: Dial, layers: int) -> ModelConfig:
         capacity=Capacity(1.25, "recycle"),
     )
     pair = tuple(PreNorm(mixer, moe) for mixer in shared(attention, 2))
-    return ModelConfig(width=dial.width, layers=layers // 2 * pair, tied=True)
+    layers_of_it = layers // 2 * pair
+    return ModelConfig(width=dial.width, layers=layers_of_it, tied=True, embedding_scale=1.0)

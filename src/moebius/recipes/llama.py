@@ -20,17 +20,17 @@ STEP = 1024 * 4096  # tokens
 
 
 def llama3_8b() -> Run:
-    """Llama 3 8B, dense."""
+    """Llama 3 8B: 32 layers, dense."""
     return _published("llama3-8b", _model(Dial(4096, 4096), 32, 32, 14_336), 3e-4)
 
 
 def llama3_70b() -> Run:
-    """Llama 3 70B, dense."""
+    """Llama 3 70B: 80 layers, dense."""
     return _published("llama3-70b", _model(Dial(8192, 8192), 80, 64, 28_672), 1.5e-4)
 
 
 def llama3_405b() -> Run:
-    """Llama 3 405B, dense."""
+    """Llama 3 405B: 126 layers, dense."""
     return _published("llama3-405b", _model(Dial(16_384, 16_384), 126, 128, 53_248), 8e-5)
 
 

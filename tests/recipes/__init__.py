@@ -1,0 +1,1 @@
+"""Recipes: the dial, published sizes against other code, small kin that keep the structure."""
