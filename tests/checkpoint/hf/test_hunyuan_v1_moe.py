@@ -25,6 +25,7 @@ from moebius.model.rope import NTKAlpha
 
 from .mixtures import check_fused, check_published, check_unread, refused, spelt
 from .parity import (
+    FORWARD,
     Twin,
     check_all,
     check_export,
@@ -32,6 +33,8 @@ from .parity import (
     check_fresh,
     check_greedy,
     fresh_run,
+    peer_of,
+    relative,
     say,
     transformers,
 )
@@ -193,6 +196,15 @@ def test_the_published_spelling_means_the_same(tmp_path: Path) -> None:
     )
     check_forward(twin)
     check_export(twin)
+
+
+def test_an_export_writes_the_keys_that_transformers_fails_without(tmp_path: Path) -> None:
+    twin = Twin(config(), tmp_path)
+    spelt(twin.folder, ("head_dim",), attention_head_dim=10, num_experts=[5, 5])
+    out = export_hf(twin.run, tmp_path / "out", say=say)
+    with torch.no_grad():
+        found = peer_of(out)(twin.tokens_BT).logits
+        assert relative(found, twin.peer(twin.tokens_BT).logits) < FORWARD
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ class Family(Variant, ABC):
     architecture: ClassVar[str]
     # Keys of its config that change nothing we compute, beyond `keys.HARMLESS`.
     harmless: ClassVar[frozenset[str]] = frozenset()
+    # Keys without which (or with a list in which) transformers fails: an export always writes them.
+    explicit: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def read_config(self, keys: Keys) -> Imported:

@@ -14,6 +14,7 @@ from moebius.checkpoint.hf.latent import (
     EXACT,
     MoENames,
     left_out_ends,
+    maybe_empty,
     only,
     prenorms,
     read_latent_rope,
@@ -97,7 +98,7 @@ class DeepseekV3(Family):
         only(no, mixers, "layers.*.mixer", MLA)
         only(no, ffns, "layers.*.ffn", Dense, MoE)
         mixer = the(no, mixers, "layers.*.mixer", MLA)
-        first, moe = (the(no, ffns, "layers.*.ffn", Dense), the(no, ffns, "layers.*.ffn", MoE))
+        first, moe = the(no, ffns, "layers.*.ffn", Dense), the(no, ffns, "layers.*.ffn", MoE)
         k = sum(isinstance(ffn, Dense) for ffn in ffns)
         leading = all(isinstance(ffn, Dense) for ffn in ffns[:k])
         no.unless(leading, "layers.*.ffn", "its dense layers come before all mixtures")
@@ -140,10 +141,11 @@ class DeepseekV3(Family):
         if target is not None:
             return (_layout(model, vocab, tied, empty=target == "transformers"),)
         # Published and saved folders have tensors for each expert, memory has fused ones.
+        empties = maybe_empty(layer.ffn for layer in model.layers if isinstance(layer, PreNorm))
         return tuple(
             _layout(model, vocab, tied, empty=empty, fused=fused)
             for fused in (False, True)
-            for empty in (False, True)
+            for empty in empties
         )
 
 

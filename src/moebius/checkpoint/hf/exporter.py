@@ -146,7 +146,8 @@ def _config(
     original = source.original
     same = original and source.family == spec_of(type(of), Family.TABLE)
     if same and read_config(of, original)[0] == source.model:
-        config = {**original, **({} if target == "transformers" else written)}
+        own = {key: written[key] for key in of.explicit}
+        config = {**original, **(own if target == "transformers" else written)}
         if "max_position_embeddings" in original:
             config["max_position_embeddings"] = source.context
     else:

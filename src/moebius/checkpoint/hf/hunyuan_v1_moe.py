@@ -57,6 +57,7 @@ class HunYuanMoEV1(Family):
     model_type: ClassVar[str] = "hunyuan_v1_moe"
     architecture: ClassVar[str] = "HunYuanMoEV1ForCausalLM"
     harmless: ClassVar[frozenset[str]] = frozenset(_HARMLESS.split())
+    explicit: ClassVar[frozenset[str]] = frozenset({"head_dim", "num_experts"})
 
     def read_config(self, keys: Keys) -> Imported:
         _read_what_must_be(keys)

@@ -7,15 +7,16 @@ written, which every loader takes. Letters: D model width, H heads, K head width
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
 from moebius.checkpoint.hf.keys import Keys
 from moebius.checkpoint.hf.latent import (
     EXACT,
-    LATENT_EPS,
     MoENames,
     left_out_ends,
+    maybe_empty,
     only,
     prenorms,
     read_mla,
@@ -48,10 +49,10 @@ NAMES = MoENames(
     groups="num_expert_group",
     renormalise="moe_renormalize",
 )
+_PAD: Final = 163_839
 LINEAR, FULL = "linear_attention", "full_attention"
-# What a config says of the attention that none of its layers has: the released model's numbers.
+# What a config says of delta attention where no layer has it: the released model's numbers.
 _NO_KDA: Final = KDA(heads=32, head_width=128)
-_NO_MLA: Final = MLA(32, None, 512, 128, 64, 128, rope_base=None, latent_eps=LATENT_EPS)
 
 
 @final
@@ -102,13 +103,13 @@ class KimiLinear(Family):
         mixers, ffns = [layer.mixer for layer in layers], [layer.ffn for layer in layers]
         only(no, mixers, "layers.*.mixer", KDA, MLA)
         only(no, ffns, "layers.*.ffn", Dense, MoE)
-        linear, latent = (
-            the(no, mixers, "layers.*.mixer", KDA),
-            the(no, mixers, "layers.*.mixer", MLA),
-        )
+        linear = the(no, mixers, "layers.*.mixer", KDA)
+        latent = the(no, mixers, "layers.*.mixer", MLA)
         first, moe = the(no, ffns, "layers.*.ffn", Dense), the(no, ffns, "layers.*.ffn", MoE)
         k = next((i for i, ffn in enumerate(ffns) if isinstance(ffn, MoE)), len(ffns))
         no.unless(k < len(ffns), "layers.*.ffn", "it needs a mixture of experts in some layer")
+        # transformers' cache takes its length from a layer of attention.
+        no.unless(any(isinstance(x, MLA) for x in mixers), "layers.*.mixer", "it needs one mla")
         if linear:
             _refuse_linear(no, linear)
         if latent:
@@ -118,24 +119,13 @@ class KimiLinear(Family):
         if moe:
             _refuse_moe(no, moe, ffns[k:], target)
         no.check()
-        assert moe
-        linear, latent = linear or _NO_KDA, latent or _NO_MLA
-        full = [i for i, mixer in enumerate(mixers, 1) if isinstance(mixer, MLA)]
-        kda = [i for i, mixer in enumerate(mixers, 1) if isinstance(mixer, KDA)]
+        assert moe and latent
         return {
             "vocab_size": vocab,
             "hidden_size": model.width,
             "intermediate_size": first.hidden if first else moe.expert_width,
             "num_hidden_layers": len(layers),
-            # Counted from 1. transformers' default pattern is not the released model's.
-            "linear_attn_config": {
-                "full_attn_layers": full,
-                "kda_layers": kda,
-                "num_heads": linear.heads,
-                "head_dim": linear.head_width,
-                "short_conv_kernel_size": linear.conv_width,
-            },
-            "layer_types": [FULL if isinstance(x, MLA) else LINEAR for x in mixers],
+            **_write_linear(linear or _NO_KDA, mixers),
             "mlp_layer_types": ["dense" if isinstance(x, Dense) else "sparse" for x in ffns],
             "first_k_dense_replace": k,
             "moe_layer_freq": 1,
@@ -146,23 +136,26 @@ class KimiLinear(Family):
             "moe_router_activation_func": "sigmoid",
             "hidden_act": "silu",
             "model_max_length": wanted.context,
+            # And no rope_scaling, of which transformers 5 warns. The base is read, never used.
             "rope_theta": 10_000.0,
-            "rope_scaling": None,
             "rms_norm_eps": model.norm_eps,
             "tie_word_embeddings": False,
             "num_nextn_predict_layers": 0,
+            # transformers' default lies outside smaller vocabularies, which it then refuses.
+            **({} if vocab > _PAD else {"pad_token_id": None}),
         }
 
     def layouts(self, model: ModelConfig, vocab: int, target: Target | None) -> tuple[Layout, ...]:
         if target is not None:
             return (_layout(model, vocab, _PUBLISHED, empty=target == "transformers"),)
         names = (_PUBLISHED, _SAVED, _IN_MEMORY)
+        empties = maybe_empty(layer.ffn for layer in model.layers if isinstance(layer, PreNorm))
         return tuple(
-            _layout(model, vocab, each, empty=empty) for each in names for empty in (False, True)
+            _layout(model, vocab, each, empty=empty) for each in names for empty in empties
         )
 
 
-# --- reading --------------------------------------------------------------------------------------
+# --- the pattern ----------------------------------------------------------------------------------
 
 
 def _read_linear(keys: Keys, layers: int) -> tuple[KDA, list[str]]:
@@ -179,7 +172,7 @@ def _read_linear(keys: Keys, layers: int) -> tuple[KDA, list[str]]:
         full, kda = inside.items("full_attn_layers"), inside.items("kda_layers")
         inside.finish()
         if full is not None and kda is not None:
-            if sorted([*full, *kda]) != list(range(1, layers + 1)):
+            if sorted([*full, *kda], key=str) != sorted(range(1, layers + 1), key=str):
                 raise ValueError(
                     "config.json: full_attn_layers and kda_layers must share out the layers 1.."
                     f"{layers}, each once"
@@ -194,6 +187,21 @@ def _listed(keys: Keys, name: str, layers: int, usual: list[str], known: Any) ->
     if len(found) != layers or any(kind not in known for kind in found):
         raise ValueError(f"config.json: {name} must have {layers} items of {', '.join(known)}")
     return found
+
+
+def _write_linear(linear: KDA, mixers: Sequence[MixerConfig]) -> dict[str, Any]:
+    """The keys of `_read_linear`; transformers' default pattern is not the released model's."""
+    numbered = list(enumerate(mixers, 1))
+    return {
+        "linear_attn_config": {
+            "full_attn_layers": [i for i, mixer in numbered if isinstance(mixer, MLA)],
+            "kda_layers": [i for i, mixer in numbered if isinstance(mixer, KDA)],
+            "num_heads": linear.heads,
+            "head_dim": linear.head_width,
+            "short_conv_kernel_size": linear.conv_width,
+        },
+        "layer_types": [FULL if isinstance(mixer, MLA) else LINEAR for mixer in mixers],
+    }
 
 
 # --- refusing -------------------------------------------------------------------------------------

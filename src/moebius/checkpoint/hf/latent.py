@@ -6,7 +6,7 @@ experts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from moebius.checkpoint.hf.rope import read_rope
 from moebius.config import Variant, spec_of
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ends.mtp import MTP
+from moebius.model.ffn import FeedForwardConfig
 from moebius.model.ffn.balance.sign import Sign
 from moebius.model.ffn.moe import MoE
 from moebius.model.ffn.routers.sigmoid import Sigmoid
@@ -271,6 +272,12 @@ def sigmoid_moe(
         empty = [nothing(f"{shared}.{name}.weight", *x) for name, x in shapes.items()]
         router = dataclasses.replace(router, pieces=(*router.pieces, *empty))
     return (router, *entries)
+
+
+def maybe_empty(ffns: Iterable[FeedForwardConfig]) -> tuple[bool, ...]:
+    """Whether an import may find shared experts of size 0: transformers saves them for none."""
+    lone = any(isinstance(ffn, MoE) and not ffn.shared_experts for ffn in ffns)
+    return (False, True) if lone else (False,)
 
 
 def nothing(theirs: str, *shape: int) -> Piece:

@@ -60,11 +60,10 @@ class LongcatFlash(Family):
     def read_config(self, keys: Keys) -> Imported:
         _fixed(keys)
         num_layers = keys.integer("num_layers", 28)
-        # It counts attentions. Published configs have none. transformers 5 takes half of it for
-        # num_layers, so that num_layers here would make it build half of the model, in silence.
-        attentions = 2 * num_layers
-        why = f"it counts attentions, {attentions} of them; correct it, or take it out"
-        keys.must("num_hidden_layers", attentions, None, why=why)
+        # Published configs have none. transformers 5 takes half of it for num_layers, vLLM and
+        # SGLang all of it: a number that is right for one makes the other build another model.
+        why = "it counts attentions here, layers there; take the key out, num_layers says it"
+        keys.must("num_hidden_layers", None, why=why)
         base, scaling = read_latent_rope(keys, 10_000_000.0)
         q_scaled = keys.flag("mla_scale_q_lora", True)
         keys.must("mla_scale_kv_lora", q_scaled, None, why="both latents are scaled, or none")
