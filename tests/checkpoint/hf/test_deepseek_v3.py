@@ -13,6 +13,7 @@ from moebius.checkpoint.hf import Target, Wanted
 from moebius.checkpoint.hf.deepseek_v3 import DeepseekV3
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
+from moebius.checkpoint.hf.keys import HARMLESS, Keys
 from moebius.checkpoint.hf.refusals import Unfit
 from moebius.config import override
 from moebius.infer.load import load
@@ -31,6 +32,7 @@ from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.mla import MLA
 from moebius.model.rope import NTKAlpha, YaRN
+from moebius.recipes.deepseek import deepseek_v3, moonlight
 
 from .parity import (
     FORWARD,
@@ -185,6 +187,83 @@ def test_what_a_config_may_not_say_is_refused(tmp_path: Path, key: str, value: A
     assert not (tmp_path / "run").exists()
 
 
+PUBLISHED: dict[str, Any] = {
+    "attention_bias": False,
+    "ep_size": 1,
+    "first_k_dense_replace": 3,
+    "hidden_size": 7168,
+    "intermediate_size": 18_432,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163_840,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+    "rope_theta": 10_000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "v_head_dim": 128,
+    "vocab_size": 129_280,
+}
+MOONLIGHT: dict[str, Any] = PUBLISHED | {
+    "first_k_dense_replace": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 11_264,
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 27,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 50_000.0,
+    "routed_scaling_factor": 2.446,
+    "topk_group": 1,
+    "vocab_size": 163_840,
+}
+
+
+@pytest.mark.parametrize(
+    ("published", "recipe"), [(PUBLISHED, deepseek_v3), (MOONLIGHT, moonlight)]
+)
+def test_published_configs_are_the_recipes(published: dict[str, Any], recipe: Any) -> None:
+    keys = Keys(published)
+    read = DeepseekV3().read_config(keys)
+    keys.finish(HARMLESS | DeepseekV3.harmless)
+    run = recipe()
+    assert read.vocab == run.vocab
+    # The recipe has a loss beside the bias; it only trains.
+    k = published["first_k_dense_replace"]
+    changes = [f"layers.{i}.ffn.balance=[]" for i in range(k, len(run.model.layers))]
+    assert override(read.model, changes) == override(run.model, changes)
+
+
 # --- models of our own ----------------------------------------------------------------------------
 
 MIXER = MLA(3, 14, 10, 8, 6, 7, rope_base=900.0, rope_scaling=YaRN(4.0, 32))
@@ -221,7 +300,9 @@ def test_a_model_of_ours_runs_in_transformers(
     out = check_fresh(model(mixer, moe, tied=tied, ends=(HiddenZ(),)), 300, tmp_path)
     found = json.loads((out / "config.json").read_text())
     assert found["routed_scaling_factor"] == 3.0 and found["num_nextn_predict_layers"] == 0
-    assert model_of(tmp_path / "back-transformers").layers[1].ffn.balance == (Sign(),)  # pyright: ignore
+    layer = model_of(tmp_path / "back-transformers").layers[1]
+    assert isinstance(layer, PreNorm) and isinstance(layer.ffn, MoE)
+    assert layer.ffn.balance == (Sign(),)
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
