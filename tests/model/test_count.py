@@ -7,15 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.context import Context
-from moebius.model.count import Counts, count, count_config
+from moebius.model.count import GROUPS, Counts, count, count_config, count_groups, uses
 from moebius.model.ends.mtp import MTP
 from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE
+from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.swa import SWA
-from moebius.model.weight import initialise
+from moebius.model.weight import initialise, named_weights
 
 from .inputs import tokens
 
@@ -123,3 +124,53 @@ def test_mtp_weights_are_counted() -> None:
     having = count_config(ModelConfig(32, layers, ends=(MTP(SMALL, Dense(16)),)), 100, 8)
     block = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 16 * 32
     assert having.total - without.total == 2 * 32 * 32 + block + 5 * 32
+
+
+def test_every_weight_belongs_to_one_group() -> None:
+    moe = MoE(4, 16, 2, shared_experts=1, router=Softmax(bias=True), bias=True)
+    layers = (PreNorm(GQA(4, 2, 8, qk_norm="head"), Dense(16)), PreNorm(SMALL, moe))
+    config = ModelConfig(32, layers, ends=(MTP(SMALL, Dense(48)),))
+    with torch.device("meta"):
+        model = config.build(100)
+    groups = count_groups(model, 8)
+    attention, expert = 2 * 32 * 32 + 2 * 16 * 32, 3 * 16 * 32
+    assert {name: counts.total for name, counts in groups.items()} == {
+        "embedding": 100 * 32,
+        "mixers": 2 * attention,
+        "dense": expert,
+        "experts": 4 * (expert + 2 * 16 + 32),
+        "shared_experts": expert,
+        "router": 4 * 32 + 4,
+        "norms": 5 * 32 + 2 * 8,
+        # Its own join, attention, feed-forward and norms; the head and the embedding are shared.
+        "ends": 2 * 32 * 32 + attention + 3 * 48 * 32 + 5 * 32,
+        "head": 100 * 32,
+    }
+    assert [name for name in GROUPS if name in groups] == list(groups)
+    experts = groups["experts"]
+    assert experts.active_mean == experts.total / 2 and experts.flops_weights == 2 * 2 * expert
+    assert groups["embedding"].active_max == 0 and groups["norms"].flops_weights == 0
+    whole = count(model, 8)
+    assert sum(counts.total for counts in groups.values()) == whole.total
+    for name in ("flops_weights", "flops_mixing", "active_mean"):
+        assert sum(getattr(c, name) for c in groups.values()) == getattr(whole, name)
+    # Scores and values of three attentions, one of them in the end.
+    assert groups["mixers"].flops_mixing == 2 * groups["ends"].flops_mixing == 2 * 2 * 32 * 8
+    assert whole.flops_backward == 2 * whole.flops_forward
+
+
+def test_a_tied_matrix_is_the_head() -> None:
+    with torch.device("meta"):
+        model = ModelConfig(32, (PreNorm(SMALL, Dense(16)),), tied=True).build(100)
+    groups = count_groups(model, 8)
+    assert "embedding" not in groups and groups["head"].active_mean == 100 * 32
+
+
+def test_a_use_says_its_weight_and_its_share() -> None:
+    with torch.device("meta"):
+        model = ModelConfig(32, (PreNorm(SMALL, MoE(8, 16, 2)),)).build(100)
+    found = {use.name: use for use in uses(model)}
+    assert found["layers.0.ffn.w_down_EDF"].share == (0.25, 0.25, 0.25)
+    assert found["layers.0.mixer.heads.w_q"].share == (1.0, 1.0, 1.0)
+    assert found["embed.w_VD"].share == (0.0, 0.0, 0.0)
+    assert found.keys() == dict(named_weights(model)).keys()
