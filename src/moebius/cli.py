@@ -21,6 +21,8 @@ from moebius.infer.load import load
 from moebius.infer.sample import sample_text
 from moebius.lab.grow import grow, parse_factor
 from moebius.lab.growth import growth_experiment
+from moebius.lab.plan import plan
+from moebius.lab.plan_table import render_plan
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.progress import progress_bar
 from moebius.monitor.report import write_report
@@ -156,6 +158,23 @@ def grow_run(
             run, out, layers=factor, experts=experts, top_k=top_k, say=_say, progress=progress
         )
     typer.echo(grown)
+
+
+@app.command("plan")
+def plan_recipe(
+    name: Annotated[str, typer.Argument(metavar="[RECIPE]")] = "quickstart",
+    overrides: Overrides = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of context (else the sequence length).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count parameters, FLOPs, cache and memory of a recipe, beside the published figures."""
+    found = plan(_run_or_quickstart(name, overrides), context)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        Console().print(render_plan(found))
 
 
 @app.command()
