@@ -14,6 +14,8 @@ from pathlib import Path
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from moebius.recipes.widths import widths
+
 from .source import PACKAGE, ROOT
 
 README = ROOT / "README.md"
@@ -113,3 +115,10 @@ def test_commands_of_the_documents_exist() -> None:
         if (reason := unknown(words)) is not None
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_of_recipes_is_what_the_recipes_are() -> None:
+    text = read(ROOT / "docs" / "architectures.md")
+    rows = ["| " + " | ".join([f"`{row.pop('recipe')}`", *row.values()]) + " |" for row in widths()]
+    missing = [row for row in rows if row not in text]
+    assert not missing, "docs/architectures.md lacks\n" + "\n".join(missing)
