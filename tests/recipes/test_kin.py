@@ -122,6 +122,7 @@ def test_a_nano_trains(name: str, emptied: Path, cache: Path, one_thread: None) 
     run = override(recipe(name), [*small, *place, "precision=fp32", "device=cpu"])
     fit(run, emptied)
     losses = [line["loss"] for line in lines(emptied)]
-    assert len(losses) == 2 and all(abs(loss - math.log(300)) < 1.0 for loss in losses)
-    assert losses[1] < losses[0]
+    # A tied head starts by expecting the token it has just read, which costs a few nats.
+    start = math.log(300) + (3.0 if recipe(name).model.tied else 1.0)
+    assert len(losses) == 2 and losses[1] < losses[0] < start
     assert torch.get_num_threads() == 1

@@ -50,13 +50,15 @@ def hunyuan_large() -> Run:
 def hunyuan_nano() -> Run:
     """Hunyuan-Large for a CPU: 2 layers that share keys and values, 16 experts."""
     schedule = ThreePhase(warmup="2%", annealing="30%", floor=0.0)
-    return nano("hunyuan-nano", _model(Dial(NANO, WIDTH), 2), schedule, expert_lr=EXPERT_LR)
+    model = _model(Dial(NANO, WIDTH), 2)
+    return nano("hunyuan-nano", model, schedule, expert_lr=EXPERT_LR, head_lr=5.0)
 
 
 def hunyuan_small() -> Run:
     """Hunyuan-Large for one GPU: 8 layers in pairs, 16 experts."""
     schedule = ThreePhase(warmup="2%")
-    return small("hunyuan-small", _model(Dial(SMALL, WIDTH), 8), schedule, expert_lr=EXPERT_LR)
+    model = _model(Dial(SMALL, WIDTH), 8)
+    return small("hunyuan-small", model, schedule, expert_lr=EXPERT_LR, head_lr=5.0)
 
 
 def _model(dial: Dial, layers: int) -> ModelConfig:
@@ -77,5 +79,7 @@ def _model(dial: Dial, layers: int) -> ModelConfig:
         capacity=Capacity(1.25, "recycle"),
     )
     pair = tuple(PreNorm(mixer, moe) for mixer in shared(attention, 2))
+    # A tied matrix starts small; unscaled, tokens weigh too little against the first layers of kin.
+    scale = 1.0 if dial.exact else 4.0
     layers_of_it = layers // 2 * pair
-    return ModelConfig(width=dial.width, layers=layers_of_it, tied=True, embedding_scale=1.0)
+    return ModelConfig(width=dial.width, layers=layers_of_it, tied=True, embedding_scale=scale)

@@ -18,14 +18,19 @@ NANO_VOCAB, SMALL_VOCAB = 4096, 32768
 
 
 def nano(
-    name: str, model: ModelConfig, schedule: Schedule | None = None, *, expert_lr: float = 1.0
+    name: str,
+    model: ModelConfig,
+    schedule: Schedule | None = None,
+    *,
+    expert_lr: float = 1.0,
+    head_lr: float = 1.0,
 ) -> Run:
     """300 steps of 2,048 tokens of this machine's Python library."""
     return Run(
         name=name,
         model=model,
         data=DataConfig(path="python:stdlib"),
-        optim=_optim(0.005, 40.0, schedule or WSD(warmup="2%", decay="50%"), expert_lr),
+        optim=_optim(0.005, 40.0, schedule or WSD(decay="50%"), expert_lr, head_lr),
         steps=300,
         batch=4,
         sequence_length=512,
@@ -34,14 +39,19 @@ def nano(
 
 
 def small(
-    name: str, model: ModelConfig, schedule: Schedule | None = None, *, expert_lr: float = 1.0
+    name: str,
+    model: ModelConfig,
+    schedule: Schedule | None = None,
+    *,
+    expert_lr: float = 1.0,
+    head_lr: float = 1.0,
 ) -> Run:
     """10,000 steps of half a million tokens of educational web text: 26 a parameter in use."""
     return Run(
         name=name,
         model=model,
         data=DataConfig(path="hf:HuggingFaceFW/fineweb-edu", max_bytes=25_000_000_000),
-        optim=_optim(0.002, 20.0, schedule or WSD(warmup="2%", decay="30%"), expert_lr),
+        optim=_optim(0.002, 20.0, schedule or WSD(decay="30%"), expert_lr, head_lr),
         steps=10_000,
         batch=256,
         sequence_length=2048,
@@ -53,8 +63,12 @@ def small(
     )
 
 
-def _optim(lr: float, embedding_lr: float, schedule: Schedule, expert_lr: float) -> OptimConfig:
+def _optim(
+    lr: float, embedding_lr: float, schedule: Schedule, expert_lr: float, head_lr: float
+) -> OptimConfig:
     roles = default_roles(expert_lr=expert_lr)
+    # A tied matrix is a head that is looked up as well, and needs more than one that is not.
+    roles["head"] = dataclasses.replace(roles["head"], lr=head_lr)
     # Vectors looked up by token see few gradients each; the router must not outrun its controller.
     roles["embedding"] = dataclasses.replace(roles["embedding"], lr=embedding_lr)
     roles["router"] = dataclasses.replace(roles["router"], lr=0.03)
