@@ -65,7 +65,7 @@ def memory_of(run: Run, model: LM) -> Memory:
     kept: defaultdict[str, float] = defaultdict(float)
     casts: defaultdict[str, int] = defaultdict(int)
     for use in weights:
-        if use.is_product and use.group != "head":
+        if use.weight.is_matrix and use.group != "head":
             kept[_part(use)] += _kept(use, dtype)
             casts[_part(use)] += use.weight.numel() * (dtype if dtype < master else 0)
     head_width, vocab = model.config.width, model.vocab

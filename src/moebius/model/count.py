@@ -70,11 +70,6 @@ class Use:
     group: str
     share: tuple[float, float, float]
 
-    @property
-    def is_product(self) -> bool:
-        """Whether a matrix product reads it; the biases of experts are vectors side by side."""
-        return self.weight.is_matrix and self.weight.role != "bias"
-
 
 def count(model: LM, context: int) -> Counts:
     """Count a model (on any device, meta included) at a context length in tokens."""
@@ -160,6 +155,6 @@ def _counts(weights: list[Use], mixing: float) -> Counts:
         total += size
         for i in range(3):
             active[i] += use.share[i] * size
-        matmul += 2.0 * use.share[1] * size if use.is_product else 0.0
+        matmul += 2.0 * use.share[1] * size if use.weight.is_matrix else 0.0
     least, mean, most = (round(number) for number in active)
     return Counts(total, least, mean, most, matmul, mixing)

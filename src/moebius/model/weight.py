@@ -70,8 +70,8 @@ class Weight(nn.Parameter):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether a matrix product reads it (embedding look-ups and vectors do not count)."""
-        return self.ndim >= 2 and self.role != "embedding"
+        """Whether a matrix product reads it (embedding look-ups, biases and vectors do not count)."""
+        return self.ndim >= 2 and self.role not in ("embedding", "bias")
 
 
 def named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:
