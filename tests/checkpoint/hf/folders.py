@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moebius.checkpoint.hf.llama import Llama
-from moebius.checkpoint.hf.names import read_config, theirs_of
+from moebius.checkpoint.hf.matching import read_config, theirs_of
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

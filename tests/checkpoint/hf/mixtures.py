@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
 from moebius.checkpoint.hf.importer import import_hf
-from moebius.checkpoint.hf.names import check_layout, read_config
+from moebius.checkpoint.hf.matching import check_layout, read_config
 from moebius.checkpoint.hf.refusals import Unfit
 from moebius.infer.load import load
 from moebius.model.count import count_config

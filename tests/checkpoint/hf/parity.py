@@ -22,7 +22,7 @@ from moebius.checkpoint.hf.assemble import ours
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.folder import open_folder
 from moebius.checkpoint.hf.importer import import_hf
-from moebius.checkpoint.hf.names import choose, family_of, read_config
+from moebius.checkpoint.hf.matching import choose, family_of, read_config
 from moebius.checkpoint.hf.quantised import dequantised
 from moebius.config import from_json, to_json
 from moebius.data import train_tokenizer

@@ -23,7 +23,7 @@ from moebius.checkpoint.hf.layout import (
     Turn,
 )
 from moebius.checkpoint.hf.llama import Llama
-from moebius.checkpoint.hf.names import check_layout, choose, read_config
+from moebius.checkpoint.hf.matching import check_layout, choose, read_config
 from moebius.checkpoint.stored import Stored, stored_in
 
 from .folders import CONFIG
@@ -32,8 +32,6 @@ TURNS: dict[str, tuple[Turn, tuple[int, ...]]] = {
     "same": (SAME, (4, 3)),
     "pairs of heads": (Pairs(6), (18, 5)),
     "pairs of a vector": (Pairs(4), (8,)),
-    "pairs of a part": (Pairs(10, 4), (20, 3)),
-    "pairs amid a head": (Pairs(10, 2, 4), (10, 3)),
     "transposed": (Transposed(), (2, 3, 4)),
     "even and odd": (EvenOdd(), (8, 3)),
     "shaped": (Shaped((4, 1, 3), (4, 3)), (4, 1, 3)),
@@ -62,7 +60,6 @@ def test_a_turn_by_rows_is_the_turn_of_the_whole(turn: Turn, shape: tuple[int, .
 def test_turns_by_hand() -> None:
     rows = torch.arange(12)
     assert Pairs(6).into(rows).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-    assert Pairs(6, 2).into(rows).tolist() == [0, 1, 2, 4, 3, 5, 6, 7, 8, 10, 9, 11]
     assert EvenOdd().into(rows[:6]).tolist() == [0, 2, 4, 1, 3, 5]
     assert Scaled(3.0).back(torch.tensor([2.0])).item() == 6.0
 

@@ -22,8 +22,9 @@ from moebius.model.ffn.moe import MoE
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.swa import SWA
-from moebius.model.rope import Linear, Llama3, RopeScaling, YaRN
+from moebius.model.rope import Linear, Llama3, NTKAlpha, RopeScaling, YaRN
 
+from .mixtures import check_unread
 from .parity import (
     Twin,
     check_all,
@@ -122,6 +123,11 @@ def test_the_older_spelling_of_positions_is_read(tmp_path: Path) -> None:
     check_all(twin)
 
 
+def test_the_scaling_of_hunyuan_is_not_read_as_llama_s(tmp_path: Path) -> None:
+    alpha = {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}
+    check_unread(Twin(config(), tmp_path), {"rope_scaling": alpha}, "with alpha is Hunyuan's")
+
+
 def test_bf16_stays_bf16_and_the_dtype_can_be_chosen(tmp_path: Path) -> None:
     twin = Twin(config(), tmp_path)
     twin.peer.bfloat16().save_pretrained(tmp_path / "half")
@@ -192,8 +198,11 @@ CANNOT = {
     "layers.*.mixer is swa": {"mixer": SWA(heads=4, kv_heads=2, head_width=8, window=4)},
     "layers.*.ffn is moe": {"ffn": MoE(experts=4, expert_width=8, top_k=2)},
     "layers.*.mixer.qk_norm: it has no QK-norm": {"mixer.qk_norm": "head"},
-    "layers.*.mixer.sinks: it has no sinks": {"mixer.sinks": "true"},
+    "layers.*.mixer.sinks: it has none": {"mixer.sinks": "true"},
     "layers.*.mixer.rope_base: it always rotates": {"mixer.rope_base": "none"},
+    "layers.*.mixer.rope_scaling: only Hunyuan has ntk_alpha": {
+        "mixer": dataclasses.replace(MIXER, rope_scaling=NTKAlpha(1000.0))
+    },
     "layers.*.mixer.heads: must divide the width 32": {"mixer.heads": "6"},
 }
 

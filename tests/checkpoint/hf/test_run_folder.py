@@ -16,7 +16,7 @@ from moebius import checkpoint
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.folder import open_folder
 from moebius.checkpoint.hf.importer import import_hf
-from moebius.checkpoint.hf.text import document_token
+from moebius.checkpoint.hf.special_tokens import document_token
 from moebius.infer.load import load
 from moebius.infer.sample import sample_text
 from moebius.monitor.runs import list_runs, open_run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moebius.checkpoint.hf.layout import Entry, Layout, Piece
-from moebius.checkpoint.hf.names import theirs_of
+from moebius.checkpoint.hf.matching import theirs_of
 from moebius.checkpoint.stored import Readable, blank
 from moebius.checkpoint.tensors import Lazy
 

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
 from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import (
+from moebius.checkpoint.hf.layout import Layout
+from moebius.checkpoint.hf.mla_families import (
     EXACT,
     MoENames,
     left_out_ends,
     maybe_empty,
-    only,
-    prenorms,
     read_latent_rope,
     read_mla,
     read_moe,
@@ -24,20 +23,20 @@ from moebius.checkpoint.hf.latent import (
     refuse_mla,
     refuse_sigmoid_moe,
     sigmoid_moe,
-    the,
-    unbiased,
     write_mla,
     write_moe,
 )
-from moebius.checkpoint.hf.layout import Layout
 from moebius.checkpoint.hf.pieces import (
     dense,
+    each_layer,
     ends,
     experts,
-    exports_tied,
     fused_experts,
     mla,
-    whole,
+    norms,
+    tied_for,
+    unbiased,
+    usual_drops,
 )
 from moebius.checkpoint.hf.refusals import Refusals
 from moebius.checkpoint.hf.rope import write_rope
@@ -93,12 +92,12 @@ class DeepseekV3(Family):
     def write_config(self, model: ModelConfig, vocab: int, wanted: Wanted) -> dict[str, Any]:
         no = Refusals(self.model_type)
         refuse_ends_but_mtp(no, model)
-        layers = prenorms(no, model)
+        layers = no.prenorms(model)
         mixers, ffns = [layer.mixer for layer in layers], [layer.ffn for layer in layers]
-        only(no, mixers, "layers.*.mixer", MLA)
-        only(no, ffns, "layers.*.ffn", Dense, MoE)
-        mixer = the(no, mixers, "layers.*.mixer", MLA)
-        first, moe = the(no, ffns, "layers.*.ffn", Dense), the(no, ffns, "layers.*.ffn", MoE)
+        no.only(mixers, "layers.*.mixer", MLA)
+        no.only(ffns, "layers.*.ffn", Dense, MoE)
+        mixer = no.the(mixers, "layers.*.mixer", MLA)
+        first, moe = no.the(ffns, "layers.*.ffn", Dense), no.the(ffns, "layers.*.ffn", MoE)
         k = sum(isinstance(ffn, Dense) for ffn in ffns)
         leading = all(isinstance(ffn, Dense) for ffn in ffns[:k])
         no.unless(leading, "layers.*.ffn", "its dense layers come before all mixtures")
@@ -129,7 +128,7 @@ class DeepseekV3(Family):
             "hidden_act": "silu",
             "max_position_embeddings": wanted.context,
             "rms_norm_eps": model.norm_eps,
-            "tie_word_embeddings": _tied(model, wanted.target),
+            "tie_word_embeddings": tied_for(model, wanted.target),
             **write_rope(mixer.rope_base, mixer.rope_scaling),
             "rope_interleave": True,
             # transformers and servers assume one prediction layer where this is absent.
@@ -137,7 +136,7 @@ class DeepseekV3(Family):
         }
 
     def layouts(self, model: ModelConfig, vocab: int, target: Target | None) -> tuple[Layout, ...]:
-        tied = exports_tied(model) if target is None else _tied(model, target)
+        tied = tied_for(model, target)
         if target is not None:
             return (_layout(model, vocab, tied, empty=target == "transformers"),)
         # Published and saved folders have tensors for each expert, memory has fused ones.
@@ -149,25 +148,16 @@ class DeepseekV3(Family):
         )
 
 
-def _tied(model: ModelConfig, target: Target) -> bool:
-    """Servers do not tie this architecture's head: they get both tensors."""
-    return exports_tied(model) and target == "transformers"
-
-
 def _layout(
     model: ModelConfig, vocab: int, tied: bool, *, empty: bool, fused: bool = False
 ) -> Layout:
     D, each = model.width, fused_experts if fused else experts
     entries = [*ends(model, vocab, tied), *left_out_ends(model, vocab)]
     filled = []
-    for i, layer in enumerate(model.layers):
-        assert isinstance(layer, PreNorm) and isinstance(layer.mixer, MLA)
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        entries += [
-            whole(f"{ours}.mixer_norm.w_D", f"{theirs}.input_layernorm.weight", D),
-            whole(f"{ours}.ffn_norm.w_D", f"{theirs}.post_attention_layernorm.weight", D),
-            *mla(f"{ours}.mixer", f"{theirs}.self_attn", layer.mixer, D),
-        ]
+    for ours, theirs, layer in each_layer(model):
+        assert isinstance(layer.mixer, MLA)
+        entries += norms(ours, theirs, D)
+        entries += mla(f"{ours}.mixer", f"{theirs}.self_attn", layer.mixer, D)
         ffn, places = layer.ffn, (f"{ours}.ffn", f"{theirs}.mlp")
         if isinstance(ffn, Dense):
             entries += dense(*places, ffn, D)
@@ -182,13 +172,6 @@ def _layout(
 def _dropped(model: ModelConfig, tied: bool) -> tuple[tuple[str, str], ...]:
     own = "|".join(str(i) for i in range(len(model.layers)))
     parts = r"enorm|hnorm|eh_proj|embed_tokens|shared_head|\w+_layernorm|self_attn|mlp"
-    dropped = [
-        (r".*\.rotary_emb\.inv_freq", "computed from the config"),
-        (
-            rf"model\.layers\.(?!(?:{own})\.)\d+\.(?:{parts})\..*",
-            "multi-token prediction by a mixture of experts, past num_hidden_layers",
-        ),
-    ]
-    if tied:
-        dropped.append((r"lm_head\.weight", "tied to the embedding"))
-    return tuple(dropped)
+    past = rf"model\.layers\.(?!(?:{own})\.)\d+\.(?:{parts})\..*"
+    why = "multi-token prediction by a mixture of experts, past num_hidden_layers"
+    return (*usual_drops(tied), (past, why))

@@ -24,10 +24,10 @@ from moebius.checkpoint.hf.folder import CONFIG, INDEX, read_object, side_files
 from moebius.checkpoint.hf.importer import KEPT
 from moebius.checkpoint.hf.keys import HARMLESS
 from moebius.checkpoint.hf.layout import Layout
-from moebius.checkpoint.hf.names import check_layout, family_named, read_config, theirs_of
+from moebius.checkpoint.hf.matching import check_layout, family_named, read_config, theirs_of
 from moebius.checkpoint.hf.place import check_new, written_aside
 from moebius.checkpoint.hf.refusals import Unfit
-from moebius.checkpoint.hf.text import TOKENIZER, token_id, with_document_first
+from moebius.checkpoint.hf.special_tokens import TOKENIZER, token_id, with_document_first
 from moebius.checkpoint.stored import Stored, stored_tensors
 from moebius.checkpoint.tensors import Lazy, TensorFile, grouped
 from moebius.config import kept_file, map_user_files, nearest, spec_of

@@ -9,27 +9,24 @@ import dataclasses
 from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
-from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import only, prenorms, the
-from moebius.checkpoint.hf.layout import Chain, Entry, EvenOdd, Layout, Piece, Transposed, Turn
-from moebius.checkpoint.hf.mixture import (
+from moebius.checkpoint.hf.gqa_families import (
     FFN,
     MIXER,
     attention,
-    each_layer,
     finished,
     read_count,
     read_model,
-    read_plain_rope,
     refuse_alpha,
     refuse_attention,
     refuse_mixture,
     router,
-    tied_for,
     write_attention,
 )
-from moebius.checkpoint.hf.pieces import ends
+from moebius.checkpoint.hf.keys import Keys
+from moebius.checkpoint.hf.layout import Chain, Entry, EvenOdd, Layout, Piece, Transposed, Turn
+from moebius.checkpoint.hf.pieces import each_layer, ends, tied_for
 from moebius.checkpoint.hf.refusals import Refusals
+from moebius.checkpoint.hf.rope import read_plain_rope
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.moe import Clamp, MoE
 from moebius.model.ffn.routers.softmax import Softmax
@@ -78,14 +75,14 @@ class GptOss(Family):
     def write_config(self, model: ModelConfig, vocab: int, wanted: Wanted) -> dict[str, Any]:
         no, target = Refusals(self.model_type), wanted.target
         no.ends(model)
-        layers = prenorms(no, model)
+        layers = no.prenorms(model)
         mixers, ffns = [layer.mixer for layer in layers], [layer.ffn for layer in layers]
-        only(no, mixers, MIXER, GQA, SWA)
-        only(no, ffns, FFN, MoE)
-        sliding = the(no, mixers, MIXER, SWA)
+        no.only(mixers, MIXER, GQA, SWA)
+        no.only(ffns, FFN, MoE)
+        sliding = no.the(mixers, MIXER, SWA)
         fulls = [mixer.without_window() if isinstance(mixer, SWA) else mixer for mixer in mixers]
         full = no.one(fulls, f"{MIXER}, but for the window")
-        moe = the(no, ffns, FFN, MoE)
+        moe = no.the(ffns, FFN, MoE)
         if isinstance(full, GQA):
             refuse_attention(no, full, "none", target, sinks=True)
             refuse_alpha(no, full)

@@ -9,14 +9,10 @@ import dataclasses
 from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
-from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import only, prenorms
-from moebius.checkpoint.hf.layout import Entry, Layout
-from moebius.checkpoint.hf.mixture import (
+from moebius.checkpoint.hf.gqa_families import (
     FFN,
     MIXER,
     attention,
-    each_layer,
     finished,
     read_count,
     read_model,
@@ -25,7 +21,16 @@ from moebius.checkpoint.hf.mixture import (
     router,
     write_attention,
 )
-from moebius.checkpoint.hf.pieces import ends, experts, exports_tied, fused_experts, swiglu
+from moebius.checkpoint.hf.keys import Keys
+from moebius.checkpoint.hf.layout import Entry, Layout
+from moebius.checkpoint.hf.pieces import (
+    each_layer,
+    ends,
+    experts,
+    exports_tied,
+    fused_experts,
+    swiglu,
+)
 from moebius.checkpoint.hf.refusals import Refusals
 from moebius.checkpoint.hf.rope import read_rope
 from moebius.model.block.prenorm import PreNorm
@@ -89,9 +94,9 @@ class HunYuanMoEV1(Family):
     def write_config(self, model: ModelConfig, vocab: int, wanted: Wanted) -> dict[str, Any]:
         no = Refusals(self.model_type)
         no.ends(model)
-        layers = prenorms(no, model)
-        only(no, [layer.mixer for layer in layers], MIXER, GQA)
-        only(no, [layer.ffn for layer in layers], FFN, MoE)
+        layers = no.prenorms(model)
+        no.only([layer.mixer for layer in layers], MIXER, GQA)
+        no.only([layer.ffn for layer in layers], FFN, MoE)
         mixer = no.one([layer.mixer for layer in layers], MIXER)
         moes = [layer.ffn for layer in layers if isinstance(layer.ffn, MoE)]
         counts = [moe.top_k for moe in moes]

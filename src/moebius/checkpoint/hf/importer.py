@@ -20,7 +20,7 @@ from moebius import checkpoint
 from moebius.checkpoint.hf import Family, Imported
 from moebius.checkpoint.hf.assemble import ours
 from moebius.checkpoint.hf.folder import HFFolder, open_folder
-from moebius.checkpoint.hf.names import (
+from moebius.checkpoint.hf.matching import (
     check_layout,
     choose,
     family_named,
@@ -29,7 +29,7 @@ from moebius.checkpoint.hf.names import (
 )
 from moebius.checkpoint.hf.place import check_new, written_aside
 from moebius.checkpoint.hf.quantised import dequantised
-from moebius.checkpoint.hf.text import TOKENIZER, document_token, end_tokens
+from moebius.checkpoint.hf.special_tokens import TOKENIZER, document_token, end_tokens
 from moebius.checkpoint.tensors import Lazy
 from moebius.config import spec_of, to_json
 from moebius.model.count import count_config

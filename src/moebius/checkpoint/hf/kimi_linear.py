@@ -12,26 +12,32 @@ from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
 from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import (
+from moebius.checkpoint.hf.layout import Entry, Layout, Piece, Shaped
+from moebius.checkpoint.hf.mla_families import (
     EXACT,
     MoENames,
     left_out_ends,
     maybe_empty,
-    only,
-    prenorms,
     read_mla,
     read_moe,
     refuse_ends_but_mtp,
     refuse_mla,
     refuse_sigmoid_moe,
     sigmoid_moe,
-    the,
-    unbiased,
     write_mla,
     write_moe,
 )
-from moebius.checkpoint.hf.layout import Entry, Layout, Piece, Shaped
-from moebius.checkpoint.hf.pieces import dense, ends, experts, fused_experts, mla, whole
+from moebius.checkpoint.hf.pieces import (
+    dense,
+    each_layer,
+    ends,
+    experts,
+    fused_experts,
+    mla,
+    norms,
+    unbiased,
+    whole,
+)
 from moebius.checkpoint.hf.refusals import Refusals
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn import FeedForwardConfig
@@ -99,13 +105,13 @@ class KimiLinear(Family):
     def write_config(self, model: ModelConfig, vocab: int, wanted: Wanted) -> dict[str, Any]:
         no, target = Refusals(self.model_type), wanted.target
         refuse_ends_but_mtp(no, model)
-        layers = prenorms(no, model)
+        layers = no.prenorms(model)
         mixers, ffns = [layer.mixer for layer in layers], [layer.ffn for layer in layers]
-        only(no, mixers, "layers.*.mixer", KDA, MLA)
-        only(no, ffns, "layers.*.ffn", Dense, MoE)
-        linear = the(no, mixers, "layers.*.mixer", KDA)
-        latent = the(no, mixers, "layers.*.mixer", MLA)
-        first, moe = the(no, ffns, "layers.*.ffn", Dense), the(no, ffns, "layers.*.ffn", MoE)
+        no.only(mixers, "layers.*.mixer", KDA, MLA)
+        no.only(ffns, "layers.*.ffn", Dense, MoE)
+        linear = no.the(mixers, "layers.*.mixer", KDA)
+        latent = no.the(mixers, "layers.*.mixer", MLA)
+        first, moe = no.the(ffns, "layers.*.ffn", Dense), no.the(ffns, "layers.*.ffn", MoE)
         k = next((i for i, ffn in enumerate(ffns) if isinstance(ffn, MoE)), len(ffns))
         no.unless(k < len(ffns), "layers.*.ffn", "it needs a mixture of experts in some layer")
         # transformers' cache takes its length from a layer of attention.
@@ -257,13 +263,8 @@ def _layout(model: ModelConfig, vocab: int, names: _Names, *, empty: bool) -> La
     # Never tied: of a tied model of ours both tensors are written.
     entries = [*ends(model, vocab, tied=False), *left_out_ends(model, vocab)]
     filled = []
-    for i, layer in enumerate(model.layers):
-        assert isinstance(layer, PreNorm)
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        entries += [
-            whole(f"{ours}.mixer_norm.w_D", f"{theirs}.input_layernorm.weight", D),
-            whole(f"{ours}.ffn_norm.w_D", f"{theirs}.post_attention_layernorm.weight", D),
-        ]
+    for ours, theirs, layer in each_layer(model):
+        entries += norms(ours, theirs, D)
         if isinstance(layer.mixer, KDA):
             entries += _kda(f"{ours}.mixer", f"{theirs}.self_attn", layer.mixer, D, names)
         else:

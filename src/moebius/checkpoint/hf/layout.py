@@ -2,12 +2,12 @@
 
 An `Entry` is one tensor of `LM.state_dict()`; a `Piece` a part of it that is (a part of) one
 tensor of theirs. Turns are invertible and move numbers without changing them, `Scaled` excepted.
-Letters: H heads, F hidden width.
+Letters: K head width.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -49,22 +49,18 @@ SAME = Same()
 
 @final
 class Pairs(Turn):
-    """Rotary halves of theirs (i, i + R/2) to pairs of ours (2i, 2i + 1), along the first dim.
-
-    The dim holds heads of `width` rows each, of which `rotated` from `start` on are rotary.
+    """Rotary halves of theirs (i, i + K/2) to pairs of ours (2i, 2i + 1), along the first dim,
+    which holds heads of `width` rows each.
     """
 
-    def __init__(self, width: int, start: int = 0, rotated: int | None = None) -> None:
-        rotated = width - start if rotated is None else rotated
-        order = torch.arange(width)
-        order[start : start + rotated] = start + torch.arange(rotated).view(2, -1).T.flatten()
-        self.order, self.granule = order, width
+    def __init__(self, width: int) -> None:
+        self.granule = width
 
     def into(self, theirs: Tensor) -> Tensor:
-        return theirs.unflatten(0, (-1, self.granule))[:, self.order].flatten(0, 1)
+        return theirs.unflatten(0, (-1, 2, self.granule // 2)).transpose(1, 2).flatten(0, 2)
 
     def back(self, ours: Tensor) -> Tensor:
-        return ours.unflatten(0, (-1, self.granule))[:, self.order.argsort()].flatten(0, 1)
+        return ours.unflatten(0, (-1, self.granule // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 @final
@@ -196,4 +192,4 @@ class Layout:
     entries: tuple[Entry, ...]
     dropped: tuple[tuple[str, str], ...] = ()
     filled: tuple[tuple[str, tuple[int, ...], torch.dtype], ...] = ()
-    exact: tuple[str, ...] = field(default=())
+    exact: tuple[str, ...] = ()

@@ -11,26 +11,27 @@ from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
 from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import (
+from moebius.checkpoint.hf.layout import Entry, Layout, Piece
+from moebius.checkpoint.hf.mla_families import (
     EXACT,
-    nothing,
     read_latent_rope,
     read_mla,
     refuse_ends_but_mtp,
     refuse_mla,
     refuse_moe,
-    rules,
-    unbiased,
     write_mla,
 )
-from moebius.checkpoint.hf.layout import Entry, Layout, Piece
 from moebius.checkpoint.hf.pieces import (
     dense,
     ends,
     experts,
-    exports_tied,
     fused_experts,
     mla,
+    nothing,
+    rules,
+    tied_for,
+    unbiased,
+    usual_drops,
     whole,
 )
 from moebius.checkpoint.hf.refusals import Refusals
@@ -128,16 +129,16 @@ class LongcatFlash(Family):
             "hidden_act": "silu",
             "max_position_embeddings": wanted.context,
             "rms_norm_eps": model.norm_eps,
-            "tie_word_embeddings": _tied(model, target),
+            "tie_word_embeddings": tied_for(model, target),
             **write_rope(mixer.rope_base, mixer.rope_scaling),
             "initializer_range": 0.02,
             "num_nextn_predict_layers": int(_mtp(model) is not None),
         }
 
     def layouts(self, model: ModelConfig, vocab: int, target: Target | None) -> tuple[Layout, ...]:
+        tied = tied_for(model, target)
         if target is not None:
-            return (_layout(model, vocab, _tied(model, target), target),)
-        tied = exports_tied(model)
+            return (_layout(model, vocab, tied, target),)
         # Folders of tensors by expert, published or saved; and transformers' names in memory.
         return tuple(_layout(model, vocab, tied, None, fused=fused) for fused in (False, True))
 
@@ -211,11 +212,6 @@ def _refuse_ends(no: Refusals, model: ModelConfig, mixer: MLA | None, first: Den
         no.unless(same, place, "its mixer and ffn must be those of the layers")
 
 
-def _tied(model: ModelConfig, target: Target) -> bool:
-    """Servers do not tie this architecture's head: they get both tensors."""
-    return exports_tied(model) and target == "transformers"
-
-
 def _mtp(model: ModelConfig) -> int | None:
     """Where among the ends the prediction layer is."""
     return next((i for i, end in enumerate(model.ends) if isinstance(end, MTP)), None)
@@ -238,13 +234,11 @@ def _layout(
         entries += _moe(f"{ours}.moe", f"{theirs}.mlp", layer.moe, model.width, target, fused)
         filled += unbiased(f"{theirs}.mlp.router.e_score_correction_bias", layer.moe)
         zeros |= {str(e) for e in range(layer.moe.experts, layer.moe.layout.num_outputs)}
-    dropped = [(r".*\.rotary_emb\.inv_freq", "computed from the config")]
+    dropped = usual_drops(tied)
     if zeros:
         each = rf".*\.mlp\.experts\.(?:{'|'.join(sorted(zeros))})\.(?:gate|up)_proj\.weight"
         why = "gate and up of zero experts, which compute nothing"
         dropped.append((rf"{each}|.*\.mlp\.experts\.gate_up_proj", why))
-    if tied:
-        dropped.append((r"lm_head\.weight", "tied to the embedding"))
     at = _mtp(model)
     if at is None:
         dropped.append(

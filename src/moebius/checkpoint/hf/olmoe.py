@@ -8,26 +8,24 @@ import dataclasses
 from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
-from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.layout import Entry, Layout
-from moebius.checkpoint.hf.mixture import (
+from moebius.checkpoint.hf.gqa_families import (
     FFN,
     MIXER,
     attention,
-    each_layer,
     finished,
     read_count,
     read_model,
-    read_plain_rope,
     refuse_alpha,
     refuse_attention,
     refuse_mixture,
     router,
-    tied_for,
     write_attention,
 )
-from moebius.checkpoint.hf.pieces import ends, experts, fused_experts
+from moebius.checkpoint.hf.keys import Keys
+from moebius.checkpoint.hf.layout import Entry, Layout
+from moebius.checkpoint.hf.pieces import each_layer, ends, experts, fused_experts, tied_for
 from moebius.checkpoint.hf.refusals import Refusals
+from moebius.checkpoint.hf.rope import read_plain_rope
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.moe import MoE
 from moebius.model.ffn.routers.softmax import Softmax

@@ -1,12 +1,16 @@
-"""Maps that families share: attention, feed-forwards, experts, norms, embedding and head.
+"""Maps that families share: attention, feed-forwards, experts, balance rules, norms, both ends.
 
 Each gives entries for one part of ours, from the part's config and the two prefixes. Letters: D
 model width, H query heads, G key and value heads, K head width, F hidden width, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
+
+from moebius.checkpoint.hf import Target
 from moebius.checkpoint.hf.layout import SAME, Entry, Index, Pairs, Piece, Scaled, Turn
+from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE
 from moebius.model.lm import ModelConfig
@@ -22,13 +26,28 @@ def whole(ours: str, theirs: str, *shape: int, turn: Turn = SAME) -> Entry:
     return Entry(ours, shape, (Piece(theirs, shape, turn=turn),))
 
 
+def each_layer(model: ModelConfig) -> Iterator[tuple[str, str, PreNorm]]:
+    """Our prefix, theirs, and the layer."""
+    for i, layer in enumerate(model.layers):
+        assert isinstance(layer, PreNorm)
+        yield f"layers.{i}", f"model.layers.{i}", layer
+
+
+def norms(ours: str, theirs: str, width: int) -> tuple[Entry, ...]:
+    """The two norms of a pre-norm layer."""
+    return (
+        whole(f"{ours}.mixer_norm.w_D", f"{theirs}.input_layernorm.weight", width),
+        whole(f"{ours}.ffn_norm.w_D", f"{theirs}.post_attention_layernorm.weight", width),
+    )
+
+
 def gqa(
     ours: str,
     theirs: str,
     config: GQA,
     width: int,
     out: str = "o_proj",
-    norms: tuple[str, str] = ("q_norm", "k_norm"),
+    qk_norms: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Entry, ...]:
     """Grouped-query attention, biases and QK-norm included; theirs rotate halves."""
     H, G, K = config.heads, config.kv_heads, config.head_width
@@ -48,7 +67,7 @@ def gqa(
         ]
     if config.qk_norm != "none":
         q, k = (H * K, G * K) if config.qk_norm == "full" else (K, K)
-        q_name, k_name = (f"{theirs}.{name}.weight" for name in norms)
+        q_name, k_name = (f"{theirs}.{name}.weight" for name in qk_norms)
         entries += [
             whole(f"{ours}.heads.q_norm.w_D", q_name, q, turn=turn),
             whole(f"{ours}.kv.k_norm.w_D", k_name, k, turn=turn),
@@ -58,22 +77,17 @@ def gqa(
     return tuple(entries)
 
 
-def mla(
-    ours: str, theirs: str, config: MLA, width: int, *, halves: bool = False
-) -> tuple[Entry, ...]:
-    """Latent attention under DeepSeek's names; `halves` where theirs rotate halves, not pairs."""
+def mla(ours: str, theirs: str, config: MLA, width: int) -> tuple[Entry, ...]:
+    """Latent attention under DeepSeek's names; theirs rotate pairs, as ours."""
     heads, nope, rope = config.heads, config.nope_width, config.rope_width
     C, Q = config.kv_rank, config.q_rank
-    turned = halves and config.rope_base is not None
-    q_turn = Pairs(nope + rope, nope) if turned else SAME
-    kv_turn = Pairs(C + rope, C) if turned else SAME
     q_name, q_in = ("q_proj", width) if Q is None else ("q_b_proj", Q)
     v_out, kv_out = heads * config.v_width, heads * (nope + config.v_width)
     down, latents = f"{theirs}.kv_a_proj_with_mqa", f"{ours}.latents"
     q_out = heads * (nope + rope)
     entries = [
-        whole(f"{ours}.queries.w_qb", f"{theirs}.{q_name}.weight", q_out, q_in, turn=q_turn),
-        whole(f"{latents}.w_kva", f"{down}.weight", C + rope, width, turn=kv_turn),
+        whole(f"{ours}.queries.w_qb", f"{theirs}.{q_name}.weight", q_out, q_in),
+        whole(f"{latents}.w_kva", f"{down}.weight", C + rope, width),
         whole(f"{latents}.kv_norm.w_D", f"{theirs}.kv_a_layernorm.weight", C),
         whole(f"{ours}.heads.w_kvb", f"{theirs}.kv_b_proj.weight", kv_out, C),
         whole(f"{ours}.heads.w_o", f"{theirs}.o_proj.weight", width, v_out),
@@ -85,7 +99,7 @@ def mla(
         ]
     if config.bias:
         entries += [
-            whole(f"{latents}.b_kva", f"{down}.bias", C + rope, turn=kv_turn),
+            whole(f"{latents}.b_kva", f"{down}.bias", C + rope),
             whole(f"{ours}.heads.b_o", f"{theirs}.o_proj.bias", width),
         ]
         if Q is not None:
@@ -180,3 +194,51 @@ def ends(model: ModelConfig, vocab: int, tied: bool | None = None) -> tuple[Entr
         whole("head.norm.w_D", "model.norm.weight", D),
         whole("head.w_VD", embed if tied else "lm_head.weight", vocab, D),
     )
+
+
+def biased_rules(moe: MoE) -> tuple[str, ...]:
+    """The names, below `rules`, of the buffers that move a selection."""
+    found: list[str] = []
+    for i, config in enumerate(moe.balance):
+        rule = config.build(moe.layout)
+        bias = rule.bias_E()
+        found += [f"{i}.{name}" for name, x in rule.named_buffers() if x is bias]
+    return tuple(found)
+
+
+def rules(ours: str, theirs: str, moe: MoE) -> tuple[Entry, ...]:
+    """The buffers of the balance rules: the selection bias, and what only steers training."""
+    biased, entries = biased_rules(moe), list[Entry]()
+    for i, config in enumerate(moe.balance):
+        with torch.device("cpu"):
+            state = config.build(moe.layout).state_dict()
+        for name, x in state.items():
+            if f"{i}.{name}" in biased:
+                entries.append(whole(f"{ours}.rules.{i}.{name}", theirs, *x.shape))
+                continue
+            start, why = float(x.flatten()[0]), "a balance rule's memory; it only steers training"
+            entries.append(Entry(f"{ours}.rules.{i}.{name}", tuple(x.shape), fill=start, why=why))
+    return tuple(entries)
+
+
+def unbiased(theirs: str, moe: MoE) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
+    """The selection bias that an export adds, as zeros, where no rule holds one."""
+    return () if biased_rules(moe) else ((theirs, (moe.layout.num_outputs,), torch.float32),)
+
+
+def nothing(theirs: str, *shape: int) -> Piece:
+    """No rows of a tensor of theirs, which is there all the same: written as zeros."""
+    return Piece(theirs, shape, at=(slice(0, 0),), part=slice(0, 0))
+
+
+def tied_for(model: ModelConfig, target: Target | None) -> bool:
+    """Whether one tensor is embedding and head, where servers do not tie: they get both tensors."""
+    return exports_tied(model) and target in (None, "transformers")
+
+
+def usual_drops(tied: bool) -> list[tuple[str, str]]:
+    """What folders of any family may hold besides, with the reason why it is left out."""
+    dropped = [(r".*\.rotary_emb\.inv_freq", "computed from the config")]
+    if tied:
+        dropped.append((r"lm_head\.weight", "tied to the embedding"))
+    return dropped

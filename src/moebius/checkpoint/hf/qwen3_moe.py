@@ -9,28 +9,25 @@ import dataclasses
 from typing import Any, ClassVar, Final, final
 
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
-from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import only, prenorms, the
-from moebius.checkpoint.hf.layout import Entry, Layout
-from moebius.checkpoint.hf.mixture import (
+from moebius.checkpoint.hf.gqa_families import (
     FFN,
     MIXER,
     Attention,
     attention,
-    each_layer,
     finished,
     read_count,
     read_model,
-    read_plain_rope,
     refuse_alpha,
     refuse_attention,
     refuse_mixture,
     router,
-    tied_for,
     write_attention,
 )
-from moebius.checkpoint.hf.pieces import dense, ends, experts, fused_experts
+from moebius.checkpoint.hf.keys import Keys
+from moebius.checkpoint.hf.layout import Entry, Layout
+from moebius.checkpoint.hf.pieces import dense, each_layer, ends, experts, fused_experts, tied_for
 from moebius.checkpoint.hf.refusals import Refusals
+from moebius.checkpoint.hf.rope import read_plain_rope
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE
@@ -74,12 +71,12 @@ class Qwen3MoE(Family):
     def write_config(self, model: ModelConfig, vocab: int, wanted: Wanted) -> dict[str, Any]:
         no, target = Refusals(self.model_type), wanted.target
         no.ends(model)
-        layers = prenorms(no, model)
+        layers = no.prenorms(model)
         mixers, ffns = [layer.mixer for layer in layers], [layer.ffn for layer in layers]
-        only(no, mixers, MIXER, GQA, SWA)
-        only(no, ffns, FFN, Dense, MoE)
+        no.only(mixers, MIXER, GQA, SWA)
+        no.only(ffns, FFN, Dense, MoE)
         mixer = no.one(mixers, MIXER)
-        first, moe = the(no, ffns, FFN, Dense), the(no, ffns, FFN, MoE)
+        first, moe = no.the(ffns, FFN, Dense), no.the(ffns, FFN, MoE)
         if isinstance(mixer, GQA | SWA):
             refuse_attention(no, mixer, "head", target)
             refuse_alpha(no, mixer)

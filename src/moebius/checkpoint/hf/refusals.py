@@ -5,6 +5,7 @@ from typing import Any, TypeVar, final
 
 from moebius.config import Variant, spec_of
 from moebius.model.block import BlockConfig
+from moebius.model.block.prenorm import PreNorm
 from moebius.model.ends.hidden_z import HiddenZ
 from moebius.model.lm import ModelConfig
 
@@ -58,6 +59,23 @@ class Refusals:
         """The one block config that all layers share."""
         layer: BlockConfig | None = self.one(model.layers, "layers")
         return None if layer is None else self.kind(layer, kind, "layers.*")
+
+    def prenorms(self, model: ModelConfig) -> list[PreNorm]:
+        """The layers, all pre-norm."""
+        self.only(model.layers, "layers.*", PreNorm)
+        return [layer for layer in model.layers if isinstance(layer, PreNorm)]
+
+    def only(self, values: Iterable[Variant], where: str, *allowed: type[Variant]) -> None:
+        """Refuse values of any other class."""
+        odd = next((value for value in values if not isinstance(value, allowed)), None)
+        if odd is not None:
+            has = " or ".join(spec_of(kind, kind.TABLE) for kind in allowed)
+            self.unless(False, where, f"{spec_of(type(odd), odd.TABLE)} where it has only {has}")
+
+    def the(self, values: Iterable[Variant], where: str, kind: type[V]) -> V | None:
+        """The value of a class; None if there is none, or (noted) if they differ."""
+        found = [value for value in values if isinstance(value, kind)]
+        return self.one(found, f"{where} ({spec_of(kind, kind.TABLE)})") if found else None
 
     def check(self) -> None:
         """Unfit with all reasons, if there are any."""

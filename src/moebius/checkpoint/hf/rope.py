@@ -26,6 +26,14 @@ def read_rope(keys: Keys, default_base: float = 10_000.0) -> tuple[float, RopeSc
     return base, scaling
 
 
+def read_plain_rope(keys: Keys, default_base: float = 10_000.0) -> tuple[float, RopeScaling | None]:
+    """Base and scaling where "dynamic" does not mean what it does to Hunyuan."""
+    base, scaling = read_rope(keys, default_base)
+    if isinstance(scaling, NTKAlpha):
+        raise ValueError("config.json: rope type 'dynamic' with alpha is Hunyuan's; not known here")
+    return base, scaling
+
+
 def _read_scaling(found: Keys, longest: int | None) -> RopeScaling | None:
     old = found.text("type", "default")
     kind = found.text("rope_type", old)

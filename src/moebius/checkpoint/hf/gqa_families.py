@@ -1,27 +1,25 @@
-"""What Qwen3-MoE, OLMoE, Hunyuan and gpt-oss share: pre-norm layers of grouped-query attention and
-mixtures whose router is a softmax.
+"""What Llama, Qwen3-MoE, OLMoE, Hunyuan and gpt-oss share: pre-norm layers of grouped-query
+attention, and mixtures whose router is a softmax.
 
 Keys of a config.json, refusals, and maps of tensors. Letters: D model width, F hidden width, E
 experts.
 """
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from moebius.checkpoint.hf import Target
 from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.latent import biased_rules, rules
 from moebius.checkpoint.hf.layout import Entry, Layout
-from moebius.checkpoint.hf.pieces import exports_tied, gqa, whole
+from moebius.checkpoint.hf.pieces import biased_rules, gqa, norms, rules, usual_drops, whole
 from moebius.checkpoint.hf.refusals import Refusals
-from moebius.checkpoint.hf.rope import read_rope, write_rope
+from moebius.checkpoint.hf.rope import write_rope
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.moe import MoE
 from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA, QKNorm
 from moebius.model.mixers.swa import SWA
-from moebius.model.rope import NTKAlpha, RopeScaling, YaRN
+from moebius.model.rope import NTKAlpha, YaRN
 
 Attention = GQA | SWA
 
@@ -37,14 +35,6 @@ def read_count(keys: Keys, *names: str, default: int) -> int:
     for name in names:
         keys.must(name, found, None, why=f"{' and '.join(names)} are one number, here {found}")
     return found
-
-
-def read_plain_rope(keys: Keys, default_base: float = 10_000.0) -> tuple[float, RopeScaling | None]:
-    """Base and scaling where "dynamic" does not mean what it does to Hunyuan."""
-    base, scaling = read_rope(keys, default_base)
-    if isinstance(scaling, NTKAlpha):
-        raise ValueError("config.json: rope type 'dynamic' with alpha is Hunyuan's; not known here")
-    return base, scaling
 
 
 def read_model(keys: Keys, layers: tuple[PreNorm, ...], eps: float) -> ModelConfig:
@@ -123,19 +113,7 @@ def write_attention(mixer: Attention) -> dict[str, Any]:
     }
 
 
-def tied_for(model: ModelConfig, target: Target | None) -> bool:
-    """Whether one tensor is embedding and head, where servers do not tie: they get both tensors."""
-    return exports_tied(model) and target in (None, "transformers")
-
-
 # --- mapping --------------------------------------------------------------------------------------
-
-
-def each_layer(model: ModelConfig) -> Iterator[tuple[str, str, PreNorm]]:
-    """Our prefix, theirs, and the layer."""
-    for i, layer in enumerate(model.layers):
-        assert isinstance(layer, PreNorm)
-        yield f"layers.{i}", f"model.layers.{i}", layer
 
 
 def attention(
@@ -143,16 +121,13 @@ def attention(
     theirs: str,
     layer: PreNorm,
     width: int,
-    norms: tuple[str, str] = ("q_norm", "k_norm"),
+    qk_norms: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Entry, ...]:
     """The two norms of a layer and its attention."""
     full = layer.mixer.without_window() if isinstance(layer.mixer, SWA) else layer.mixer
     assert isinstance(full, GQA)
-    return (
-        whole(f"{ours}.mixer_norm.w_D", f"{theirs}.input_layernorm.weight", width),
-        whole(f"{ours}.ffn_norm.w_D", f"{theirs}.post_attention_layernorm.weight", width),
-        *gqa(f"{ours}.mixer", f"{theirs}.self_attn", full, width, norms=norms),
-    )
+    heads = gqa(f"{ours}.mixer", f"{theirs}.self_attn", full, width, qk_norms=qk_norms)
+    return (*norms(ours, theirs, width), *heads)
 
 
 def router(ours: str, theirs: str, moe: MoE, width: int) -> tuple[Entry, ...]:
@@ -165,8 +140,5 @@ def router(ours: str, theirs: str, moe: MoE, width: int) -> tuple[Entry, ...]:
 
 
 def finished(entries: list[Entry], tied: bool, exact: tuple[str, ...] = ()) -> Layout:
-    """The layout, and what folders of any of these families may hold besides."""
-    dropped = [(r".*\.rotary_emb\.inv_freq", "computed from the config")]
-    if tied:
-        dropped.append((r"lm_head\.weight", "tied to the embedding"))
-    return Layout(tuple(entries), tuple(dropped), exact=exact)
+    """The layout, and what a folder may hold besides."""
+    return Layout(tuple(entries), tuple(usual_drops(tied)), exact=exact)

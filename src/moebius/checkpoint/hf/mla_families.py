@@ -6,20 +6,17 @@ experts.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, TypeVar
-
-import torch
 
 from moebius.checkpoint.hf import Target
 from moebius.checkpoint.hf.keys import Keys
-from moebius.checkpoint.hf.layout import Entry, Piece
-from moebius.checkpoint.hf.names import state_shapes
-from moebius.checkpoint.hf.pieces import swiglu, whole
+from moebius.checkpoint.hf.layout import Entry
+from moebius.checkpoint.hf.matching import state_shapes
+from moebius.checkpoint.hf.pieces import biased_rules, nothing, rules, swiglu, whole
 from moebius.checkpoint.hf.refusals import Refusals
-from moebius.checkpoint.hf.rope import read_rope
-from moebius.config import Variant, spec_of
-from moebius.model.block.prenorm import PreNorm
+from moebius.checkpoint.hf.rope import read_plain_rope
+from moebius.config import Variant
 from moebius.model.ends.mtp import MTP
 from moebius.model.ffn import FeedForwardConfig
 from moebius.model.ffn.balance.sign import Sign
@@ -83,10 +80,7 @@ def read_latent_rope(keys: Keys, default_base: float) -> tuple[float, RopeScalin
     """Base and scaling of the rotary part, whose width transformers takes from `head_dim`."""
     rope = keys.integer("qk_rope_head_dim", 64)
     keys.must("head_dim", rope, None, why="rotary positions are as wide as qk_rope_head_dim")
-    base, scaling = read_rope(keys, default_base)
-    if isinstance(scaling, NTKAlpha):
-        raise ValueError("config.json: rope type 'dynamic' with alpha is Hunyuan's; not known here")
-    return base, scaling
+    return read_plain_rope(keys, default_base)
 
 
 def read_moe(keys: Keys, names: MoENames, width: int, scaling: float, groups: int, top: int) -> MoE:
@@ -145,26 +139,6 @@ def write_moe(names: MoENames, moe: MoE, target: Target) -> dict[str, Any]:
 
 
 # --- refusing -------------------------------------------------------------------------------------
-
-
-def only(no: Refusals, values: Sequence[Variant], where: str, *allowed: type[Variant]) -> None:
-    """Refuse values of any other class."""
-    odd = next((value for value in values if not isinstance(value, allowed)), None)
-    if odd is not None:
-        has = " or ".join(spec_of(kind, kind.TABLE) for kind in allowed)
-        no.unless(False, where, f"{spec_of(type(odd), odd.TABLE)} where it has only {has}")
-
-
-def the(no: Refusals, values: Sequence[Variant], where: str, kind: type[V]) -> V | None:
-    """The value of a class; None if there is none, or (noted) if they differ."""
-    found = [value for value in values if isinstance(value, kind)]
-    return no.one(found, f"{where} ({spec_of(kind, kind.TABLE)})") if found else None
-
-
-def prenorms(no: Refusals, model: ModelConfig) -> list[PreNorm]:
-    """The layers, all pre-norm."""
-    only(no, model.layers, "layers.*", PreNorm)
-    return [layer for layer in model.layers if isinstance(layer, PreNorm)]
 
 
 def refuse_mla(no: Refusals, mla: MLA, model: ModelConfig, target: Target, where: str) -> None:
@@ -226,36 +200,6 @@ def left_out_ends(model: ModelConfig, vocab: int) -> tuple[Entry, ...]:
     return tuple(Entry(name, x, fill=0.0, why=why) for name, x in shapes if name[:5] == "ends.")
 
 
-def biased_rules(moe: MoE) -> tuple[str, ...]:
-    """The names, below `rules`, of the buffers that move a selection."""
-    found: list[str] = []
-    for i, config in enumerate(moe.balance):
-        rule = config.build(moe.layout)
-        bias = rule.bias_E()
-        found += [f"{i}.{name}" for name, x in rule.named_buffers() if x is bias]
-    return tuple(found)
-
-
-def rules(ours: str, theirs: str, moe: MoE) -> tuple[Entry, ...]:
-    """The buffers of the balance rules: the selection bias, and what only steers training."""
-    biased, entries = biased_rules(moe), list[Entry]()
-    for i, config in enumerate(moe.balance):
-        with torch.device("cpu"):
-            state = config.build(moe.layout).state_dict()
-        for name, x in state.items():
-            if f"{i}.{name}" in biased:
-                entries.append(whole(f"{ours}.rules.{i}.{name}", theirs, *x.shape))
-                continue
-            start, why = float(x.flatten()[0]), "a balance rule's memory; it only steers training"
-            entries.append(Entry(f"{ours}.rules.{i}.{name}", tuple(x.shape), fill=start, why=why))
-    return tuple(entries)
-
-
-def unbiased(theirs: str, moe: MoE) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
-    """The selection bias that an export adds, as zeros, where no rule holds one."""
-    return () if biased_rules(moe) else ((theirs, (moe.layout.num_outputs,), torch.float32),)
-
-
 def sigmoid_moe(
     ours: str, theirs: str, moe: MoE, width: int, empty_shared: bool
 ) -> tuple[Entry, ...]:
@@ -278,8 +222,3 @@ def maybe_empty(ffns: Iterable[FeedForwardConfig]) -> tuple[bool, ...]:
     """Whether an import may find shared experts of size 0: transformers saves them for none."""
     lone = any(isinstance(ffn, MoE) and not ffn.shared_experts for ffn in ffns)
     return (False, True) if lone else (False,)
-
-
-def nothing(theirs: str, *shape: int) -> Piece:
-    """No rows of a tensor of theirs, which is there all the same: written as zeros."""
-    return Piece(theirs, shape, at=(slice(0, 0),), part=slice(0, 0))
