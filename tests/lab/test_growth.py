@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moebius.lab.growth import growth_experiment, paired, plan, small, student_t
+from moebius.lab.growth import arms_of, growth_experiment, paired, small, student_t
 from moebius.model.count import count_config
 from moebius.train.run import Run
 
@@ -36,7 +36,7 @@ def times(out: Path) -> dict[str, int]:
 
 def test_both_arms_cost_the_same(recipe: Run) -> None:
     run = dataclasses.replace(recipe, steps=600)
-    arms = plan(run)
+    arms = arms_of(run)
     layers = run.model.layers
     large = dataclasses.replace(run.model, layers=layers + layers)
     cheap, dear = (count_config(model, 300, 32).flops_train for model in (run.model, large))
@@ -52,7 +52,7 @@ def test_both_arms_cost_the_same(recipe: Run) -> None:
 def test_it_reports_what_the_runs_say(recipe: Run, done: tuple[Path, dict[str, Any]]) -> None:
     out, result = done
     assert json.loads((out / "growth.json").read_text()) == result
-    arms = plan(recipe)
+    arms = arms_of(recipe)
     assert result["grown_steps"] == [2, 4] and result["scratch_steps"] == arms.scratch_steps
     assert result["layers"] == [2, 4]
     assert [row["seed"] for row in result["seeds"]] == [0, 1]
@@ -132,7 +132,7 @@ def test_what_cannot_be_compared(
 
 
 def test_the_recipe_of_the_experiment() -> None:
-    arms = plan(small())
+    arms = arms_of(small())
     assert len(small().model.layers) == 2 and arms.grow_at * 3 == arms.steps == small().steps
     assert abs(arms.grown_arm_flops / arms.scratch_arm_flops - 1) < 2e-3
 

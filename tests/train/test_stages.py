@@ -19,8 +19,8 @@ from moebius.model.count import count_config
 from moebius.model.longer import effective_length, effective_model, with_rope_base
 from moebius.recipes import recipe
 from moebius.train.folder import RunFolder
-from moebius.train.plan import plan
 from moebius.train.run import Run
+from moebius.train.sections import sections_of
 from moebius.train.session import read_run
 from moebius.train.stages import Stage
 from moebius.train.step import context_of, micro_rows
@@ -157,7 +157,7 @@ def test_the_evaluation_is_that_of_the_last_stage(tiny: Path, place: Place, tmp_
 
 def test_the_plan_in_steps() -> None:
     run = _run("tiny", *two("tiny"))
-    sections = plan(run)
+    sections = sections_of(run)
     assert [(s.first_step, s.end_step, s.batch) for s in sections] == [
         (0, 4, 4),
         (4, 7, 2),
@@ -166,11 +166,11 @@ def test_the_plan_in_steps() -> None:
     assert [s.tokens_until(s.end_step) for s in sections] == [512, 896, 896 + 5 * 384]
     bases = [s.model.layers[0].mixer.rope_base for s in sections]  # pyright: ignore
     assert bases == [10_000.0, 1e6, 1e7]
-    ramped = plan(_run("tiny", "batch_ramp=[[2, 6], [3, 8]]", stages((704, 64, None, None))))
+    ramped = sections_of(_run("tiny", "batch_ramp=[[2, 6], [3, 8]]", stages((704, 64, None, None))))
     assert [(s.first_step, s.batch) for s in ramped] == [(0, 4), (4, 4)]
     assert ramped[1].model == ramped[0].model
     # A base that a stage leaves out is that of the stage before.
-    kept = plan(_run("tiny", stages((512, 64, None, 1e6), (896, 128, None, None))))
+    kept = sections_of(_run("tiny", stages((512, 64, None, 1e6), (896, 128, None, None))))
     assert kept[2].model == kept[1].model and kept[2].rope_base == 1e6
 
 

@@ -28,8 +28,8 @@ from moebius.lab.upcycle import upcycled, upcycled_from
 from moebius.model.lm import LM
 from moebius.monitor.sinks import JsonLines
 from moebius.train.folder import LOCK, RunFolder, check_place
-from moebius.train.plan import plan, section_at
 from moebius.train.run import TOKENIZER, Run, to_folder_json
+from moebius.train.sections import section_at, sections_of
 from moebius.train.session import (
     Progress,
     Say,
@@ -138,7 +138,7 @@ def _session(
             f"the data has changed since the run in {parent.path} began (now {prepared.folder}): "
             "restore the files as they were"
         )
-    section = section_at(plan(new), counters["step"])
+    section = section_at(sections_of(new), counters["step"])
     state = new_state(in_force(new, section), torch.device("cpu"))
     state.step = counters["step"]
     return new_session(new, parent, prepared, loaders, state, record["precision"])
@@ -198,7 +198,7 @@ def _losses(
         say(f"all {session.run.steps} steps are done: the grown run has none left to train")
         step = session.run.steps - 1
     batch = session.loader.batch(step).to(session.device)
-    built = section_at(plan(old), step).model.build(old.vocab)
+    built = section_at(sections_of(old), step).model.build(old.vocab)
     parent = _loss(session, _filled(built, saved, session), batch, step)
     del built
     first = _loss(session, _filled(session.state.model, tensors, session), batch, step)

@@ -23,7 +23,7 @@ from moebius.data import DataConfig
 from moebius.lab.grow import grow
 from moebius.lab.stack import stacked
 from moebius.model.block.prenorm import PreNorm
-from moebius.model.count import count_config
+from moebius.model.count import Counts, count_config
 from moebius.model.ffn.dense import Dense
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
@@ -58,43 +58,42 @@ def small() -> Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """The steps of both arms. FLOPs are of training, a token's or an arm's."""
+class Arms:
+    """The steps of both arms, and the two models' counts. An arm's FLOPs are of its training."""
 
     steps: int
     grow_at: int
     scratch_steps: int
-    small_flops: float
-    large_flops: float
+    small: Counts
+    large: Counts
     tokens_per_step: int
 
     @property
     def grown_arm_flops(self) -> float:
         """Of all tokens of the grown arm, those before the growth at the small model's cost."""
         after = self.steps - self.grow_at
-        per_sequence = self.grow_at * self.small_flops + after * self.large_flops
-        return per_sequence * self.tokens_per_step
+        steps_flops = self.grow_at * self.small.flops_train + after * self.large.flops_train
+        return steps_flops * self.tokens_per_step
 
     @property
     def scratch_arm_flops(self) -> float:
         """Of all tokens of the arm from scratch; equal but for the rounding to whole steps."""
-        return self.scratch_steps * self.large_flops * self.tokens_per_step
+        return self.scratch_steps * self.large.flops_train * self.tokens_per_step
 
 
-def plan(run: Run) -> Plan:
+def arms_of(run: Run) -> Arms:
     """The arms of a small model whose `steps` are those of the grown arm in all."""
     if run.batch_ramp or run.stages:
         raise ValueError("growth compares steps of one cost; leave out batch_ramp and stages")
     if run.steps < 3:
         raise ValueError(f"steps ({run.steps}) must be at least 3 to grow at a third of them")
-    large = stacked(run.model, TIMES)
-    flops = [
-        count_config(model, run.vocab, run.sequence_length).flops_train
-        for model in (run.model, large)
-    ]
+    small, large = (
+        count_config(model, run.vocab, run.sequence_length)
+        for model in (run.model, stacked(run.model, TIMES))
+    )
     grow_at = round(run.steps / 3)
-    scratch = round((grow_at * flops[0] + (run.steps - grow_at) * flops[1]) / flops[1])
-    return Plan(run.steps, grow_at, scratch, flops[0], flops[1], run.tokens_per_step())
+    scratch = round(grow_at * small.flops_train / large.flops_train + run.steps - grow_at)
+    return Arms(run.steps, grow_at, scratch, small, large, run.tokens_per_step())
 
 
 def growth_experiment(
@@ -106,7 +105,7 @@ def growth_experiment(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, not {seeds}")
-    arms = plan(run)
+    arms = arms_of(run)
     say(
         f"{arms.scratch_steps} steps from scratch, or {arms.grow_at} small and "
         f"{arms.steps - arms.grow_at} grown ones: {arms.scratch_arm_flops:.3e} and "
@@ -132,7 +131,7 @@ def growth_experiment(
 
 
 def _seed(
-    run: Run, arms: Plan, folder: Path, say: Say, progress: Progress | None
+    run: Run, arms: Arms, folder: Path, say: Say, progress: Progress | None
 ) -> dict[str, Any]:
     large = stacked(run.model, TIMES)
     scratch = dataclasses.replace(
@@ -205,16 +204,12 @@ def _figures(folder: Path) -> dict[str, Any]:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def _result(run: Run, arms: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    counts = [
-        count_config(model, run.vocab, run.sequence_length).total
-        for model in (run.model, stacked(run.model, TIMES))
-    ]
+def _result(run: Run, arms: Arms, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "run": run.name,
         "layers": [len(run.model.layers), TIMES * len(run.model.layers)],
-        "params_total": counts,
-        "flops_per_token": [arms.small_flops, arms.large_flops],
+        "params_total": [arms.small.total, arms.large.total],
+        "flops_per_token": [arms.small.flops_train, arms.large.flops_train],
         "scratch_steps": arms.scratch_steps,
         "grown_steps": [arms.grow_at, arms.steps - arms.grow_at],
         "flops": {"scratch": arms.scratch_arm_flops, "grown": arms.grown_arm_flops},

@@ -70,7 +70,7 @@ class Weight(nn.Parameter):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether a matrix product reads it (embedding look-ups, biases and vectors do not count)."""
+        """Whether a matrix product reads it (embedding look-ups, biases, vectors do not count)."""
         return self.ndim >= 2 and self.role not in ("embedding", "bias")
 
 

@@ -14,8 +14,8 @@ from moebius.model.mixers.cla import shared
 from moebius.model.mixers.gqa import GQA
 from moebius.optim.schedules.three_phase import ThreePhase
 from moebius.recipes.dial import NANO, SMALL, Dial
+from moebius.recipes.full_size import STAND_IN, adamw
 from moebius.recipes.kin import nano, small
-from moebius.recipes.published import STAND_IN, adamw
 from moebius.train.run import Run
 from moebius.train.stages import Stage
 

@@ -17,8 +17,8 @@ from moebius.optim.optimizer import OptimConfig
 from moebius.optim.roles import default_roles
 from moebius.optim.schedules.wsd import WSD
 from moebius.recipes.dial import NANO, SMALL, Dial
+from moebius.recipes.full_size import STAND_IN
 from moebius.recipes.kin import nano, small
-from moebius.recipes.published import STAND_IN
 from moebius.train.run import Run
 
 WIDTH = 2304

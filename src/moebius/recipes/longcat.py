@@ -16,8 +16,8 @@ from moebius.model.lm import ModelConfig
 from moebius.model.mixers.mla import MLA
 from moebius.optim.schedules.wsd import WSD
 from moebius.recipes.dial import NANO, SMALL, Dial
+from moebius.recipes.full_size import STAND_IN, adamw
 from moebius.recipes.kin import nano, small
-from moebius.recipes.published import STAND_IN, adamw
 from moebius.train.run import Run
 from moebius.train.stages import Stage
 

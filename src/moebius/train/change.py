@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moebius.train.plan import plan, section_at
 from moebius.train.run import TOKENIZER, Run, check_same_experiment
+from moebius.train.sections import section_at, sections_of
 
 
 def unborn(record: Mapping[str, Any], counters: Mapping[str, Any]) -> bool:
@@ -42,7 +42,7 @@ def check_change(
     _check_stages(old, new, counters["tokens"])
     if new.stages:
         step = counters["step"]
-        counted = section_at(plan(new), step).tokens_until(step)
+        counted = section_at(sections_of(new), step).tokens_until(step)
         if counted != counters["tokens"]:
             raise ValueError(
                 f"the checkpoint of step {step} has {counters['tokens']} tokens and the recipe "

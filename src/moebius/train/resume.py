@@ -18,8 +18,8 @@ from moebius.config import fingerprint, identity, override
 from moebius.data import Loader, Prepared
 from moebius.train.change import check_change, unborn, with_own_tokenizer
 from moebius.train.folder import RunFolder
-from moebius.train.plan import plan, section_at
 from moebius.train.run import Run, inexact_changes, to_folder_json
+from moebius.train.sections import section_at, sections_of
 from moebius.train.session import (
     Imported,
     Say,
@@ -97,7 +97,7 @@ def resume(
         note(f"not equal to the last bit from here on, because of {', '.join(changed)}")
     device = device_of(run)
     torch.set_num_threads(run.threads or record["threads"])
-    section = section_at(plan(run), counters["step"])
+    section = section_at(sections_of(run), counters["step"])
     state = new_state(in_force(run, section), device)
     if path is not None:
         state.restore(tensors, counters)
@@ -126,7 +126,9 @@ def extend(
     folder.set_aside("summary.json", state.step)
     new = {"run": plain, "fingerprint": fingerprint(longer)}
     folder.write_json("run.json", {**record, **new, "plans": [*record.get("plans", []), change]})
-    texts = [section.describe() for section in plan(run)[1:] if section.first_step >= state.step]
+    texts = [
+        section.describe() for section in sections_of(run)[1:] if section.first_step >= state.step
+    ]
     if run.steps != old.steps:
         texts.append(_horizon(old, run, state))
     return [f"new plan: {text}" for text in texts]

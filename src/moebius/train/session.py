@@ -22,9 +22,9 @@ from moebius.model.count import Counts, count
 from moebius.monitor.ceiling import matmul_rate
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
-from moebius.train.plan import Section, loaders, plan, section_at
 from moebius.train.precision import DTYPES, choose
 from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
+from moebius.train.sections import Section, loaders, section_at, sections_of
 from moebius.train.state import TrainState, new_state, optimizer_of
 from moebius.train.step import forward_backward
 
@@ -89,7 +89,7 @@ def check(run: Run) -> Counts:
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device here; use device=cpu")
     with torch.device("meta"):
-        models = [section.model.build(run.vocab) for section in plan(run)]
+        models = [section.model.build(run.vocab) for section in sections_of(run)]
         models[0].check_trainable()
         optimizer_of(run, models[0])
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
@@ -114,7 +114,7 @@ def open_data(run: Run, progress: Progress | None) -> tuple[Prepared, Loader]:
 
 def open_stages(run: Run, progress: Progress | None) -> tuple[Prepared, tuple[Loader, ...]]:
     """The prepared corpus and a loader a section; ValueError where it cannot serve the run."""
-    sections = plan(run)
+    sections = sections_of(run)
     prepared = prepare(run.data, run.vocab, progress=progress)
     return prepared, loaders(run, sections, prepared)
 
@@ -175,7 +175,7 @@ def new_session(
     precision: str,
 ) -> Session:
     """A session around a state, at the section of the state's next step."""
-    sections, device = plan(run), device_of(run)
+    sections, device = sections_of(run), device_of(run)
     section = section_at(sections, state.step)
     counts = count(state.model, section.sequence_length)
     ceiling = run.matmul_flops or matmul_rate(device, DTYPES[precision])

@@ -1,7 +1,7 @@
 """A stage of a run: from an exact token count on, longer sequences and another rotary base.
 
 Llama 3 grows 8K to 128K so, Hunyuan-Large goes to 32K and 256K with bases up to 1e9 (arXiv
-2407.21783, 2411.02265). `train/plan.py` lays stages out in steps.
+2407.21783, 2411.02265). `train/sections.py` lays stages out in steps.
 """
 
 import math

@@ -47,7 +47,7 @@ class Section:
         )
 
 
-def plan(run: Run) -> tuple[Section, ...]:
+def sections_of(run: Run) -> tuple[Section, ...]:
     """The sections of a run; ValueError where a stage fits no step, or the run ends before it."""
     first = (run.sequence_length, run.batch, run.batch_ramp, None, run.model)
     sections = [Section(0, 0, run.steps, 0, *first)]
