@@ -168,10 +168,14 @@ def test_it_goes_on_exactly_and_began_where_it_said(
 
 def test_a_grown_run_grows_again(simple: Path, tmp_path: Path) -> None:
     first = grow(simple, tmp_path / "first", layers=3)
+    # What an imported model came with: an export needs it.
+    (first / "hf").mkdir()
+    (first / "hf" / "config.json").write_text("{}")
     second = grow(first, tmp_path / "second", experts=2)
     assert len(record(second)["run"]["model"]["layers"]) == 6
     assert record(second)["grown"]["before"] == record(first)["grown"]
     assert record(second)["name"] == "dense-grown-grown"
+    assert (second / "hf" / "config.json").read_text() == "{}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from moebius import checkpoint
 from moebius.checkpoint.files import replace_file, sync_folder
+from moebius.checkpoint.hf.importer import KEPT
 from moebius.data import Batch
 from moebius.lab.stack import check_lenders, stacked, stacked_from
 from moebius.lab.upcycle import upcycled, upcycled_from
@@ -270,6 +271,8 @@ def _write(
     run, step = session.run, counters["step"]
     kept = to_folder_json(run, keep)
     folder.copy_in(parent.path / TOKENIZER, TOKENIZER)
+    if (parent.path / KEPT).is_dir():
+        shutil.copytree(parent.path / KEPT, folder.path / KEPT)
     for path in (parent.metrics, parent.events):
         if path.exists():
             folder.copy_in(path, path.name)
