@@ -13,7 +13,6 @@ from moebius.config import Variant, fields, override
 from moebius.model.block import BlockConfig
 from moebius.model.count import count_config
 from moebius.recipes import TABLE, listing, recipe
-from moebius.recipes.widths import widths
 from moebius.train.loop import fit
 from moebius.train.session import check
 
@@ -94,16 +93,6 @@ def test_the_hybrid_has_its_full_layers_where_the_paper_has_them() -> None:
     names = [type(layer.mixer).__name__ for layer in layers]  # pyright: ignore
     assert [i for i, name in enumerate(names, 1) if name == "MLA"] == [4, 8, 12, 16, 20, 24, 27]
     assert names.count("KDA") == 20
-
-
-def test_widths_of_all_recipes_are_shown() -> None:
-    rows = {row["recipe"]: row for row in widths()}
-    assert rows.keys() == TABLE.keys()
-    assert rows["longcat-flash"]["experts"] == "12 of 512+256 x 2,048"
-    assert rows["longcat-flash"]["attention"] == "MLA 64 x 128+64, latents 1536/512"
-    assert rows["hunyuan-large"]["attention"] == "GQA 80/8 x 80, shared"
-    assert rows["kimi-linear-nano"]["attention"].startswith("KDA 14 x 32; MLA 14 x 32+16")
-    assert (rows["llama3-70b"]["parameters"], rows["llama3-70b"]["experts"]) == ("70.55B", "-")
 
 
 @pytest.fixture

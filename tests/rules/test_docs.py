@@ -14,8 +14,7 @@ from pathlib import Path
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from moebius.recipes.widths import widths
-
+from ..recipes.widths import widths
 from .source import PACKAGE, ROOT
 
 README = ROOT / "README.md"

@@ -1,6 +1,6 @@
 """The widths of every recipe side by side: what the dial made of the published numbers.
 
-Each row is read off the recipe's config and counted by building; the README shows them.
+Each row is read off the recipe's config and counted by building: docs/architectures.md shows them.
 """
 
 import dataclasses
