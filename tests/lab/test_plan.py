@@ -12,7 +12,8 @@ from rich.console import Console
 
 from moebius.config import override
 from moebius.lab.memory import memory_of
-from moebius.lab.plan import kv_table, plan, render_plan
+from moebius.lab.plan import kv_table, plan
+from moebius.lab.plan_table import render_plan
 from moebius.lab.published import PUBLISHED
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.context import Context

@@ -12,18 +12,16 @@ from typing import Any
 import torch
 
 from moebius.lab.memory import memory_of, optimizer_bytes
-from moebius.lab.plan_table import Report, render_plan
 from moebius.lab.published import PUBLISHED, Figure
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.count import Counts, count, count_groups, uses
 from moebius.model.lm import LM, ModelConfig
-from moebius.model.mixers import Mixer
+from moebius.model.mixers import Mixer, MixerConfig
 from moebius.model.mixers.cla import CLA
 from moebius.model.mixers.gqa import GQA
 from moebius.train.run import Run
 
-__all__ = ["Report", "kv_table", "plan", "render_plan"]
-
+Report = dict[str, Any]
 # So long that whatever a state keeps of fixed length is full; a multiple of any stride.
 LONG = 1 << 20
 
@@ -72,29 +70,25 @@ def kv_table(config: ModelConfig) -> dict[str, int | float]:
     Each is that of the model's own layers, built with other attentions: every head with keys of
     its own (mha), as many key heads as there are (gqa), one (mqa); shared across layers (cla).
     """
-    attentions = [layer.mixer for layer in config.layers if isinstance(layer, PreNorm)]
-    shared = [mixer for mixer in attentions if isinstance(mixer, CLA)]
-    pairs = [(mixer, mixer.of) for mixer in shared if isinstance(mixer.of, GQA)]
-    if len(pairs) < len(config.layers):
+    layers = [layer for layer in config.layers if isinstance(layer, PreNorm)]
+    shared = [layer.mixer for layer in layers if isinstance(layer.mixer, CLA)]
+    groups = [mixer.of for mixer in shared if isinstance(mixer.of, GQA)]
+    if len(groups) < len(config.layers):
         return {}
-    every = [dataclasses.replace(of, kv_heads=of.heads) for _, of in pairs]
-    schemes = {
+    every = [dataclasses.replace(of, kv_heads=of.heads) for of in groups]
+    schemes: dict[str, Sequence[MixerConfig]] = {
         "mha": every,
-        "gqa": [of for _, of in pairs],
-        "mqa": [dataclasses.replace(of, kv_heads=1) for _, of in pairs],
-        "cla": [
-            CLA(of, borrows=mixer.borrows) for (mixer, _), of in zip(pairs, every, strict=True)
-        ],
+        "gqa": groups,
+        "mqa": [dataclasses.replace(of, kv_heads=1) for of in groups],
+        "cla": [CLA(of, mixer.borrows) for mixer, of in zip(shared, every, strict=True)],
         "gqa_cla": shared,
     }
     table: dict[str, int | float] = {}
     for name, mixers in schemes.items():
-        layers = tuple(
-            dataclasses.replace(layer, mixer=mixer)  # pyright: ignore
-            for layer, mixer in zip(config.layers, mixers, strict=True)
-        )
+        pairs = zip(layers, mixers, strict=True)
+        others = tuple(dataclasses.replace(layer, mixer=mixer) for layer, mixer in pairs)
         with torch.device("meta"):
-            model = dataclasses.replace(config, layers=layers).build(2)
+            model = dataclasses.replace(config, layers=others).build(2)
         table[name] = _per_token(_mixers(model))
     return table
 

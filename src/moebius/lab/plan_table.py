@@ -1,12 +1,10 @@
 """The printed form of a plan."""
 
-from typing import Any
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-Report = dict[str, Any]
+from moebius.lab.plan import Report
 
 KV_NAMES = {"mha": "MHA", "gqa": "GQA", "mqa": "MQA", "cla": "CLA", "gqa_cla": "GQA + CLA"}
 

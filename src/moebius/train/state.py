@@ -81,7 +81,7 @@ class TrainState:
     def rebuild(self, run: Run, device: torch.device) -> None:
         """Carry everything over into a model built anew from the run's config, as a resume does.
 
-        The old model is gone before the new one is there: a device never holds two.
+        The old model is gone before the new one is there: an accelerator never holds two.
         """
         tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
         counters = self.counters()
