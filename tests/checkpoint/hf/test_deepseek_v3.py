@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moebius.checkpoint.hf import Target, Wanted
+from moebius.checkpoint.hf import Target
 from moebius.checkpoint.hf.deepseek_v3 import DeepseekV3
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
 from moebius.checkpoint.hf.keys import HARMLESS, Keys
-from moebius.checkpoint.hf.refusals import Unfit
 from moebius.config import override
 from moebius.infer.load import load
 from moebius.model.block.prenorm import PreNorm
@@ -34,6 +34,8 @@ from moebius.model.mixers.mla import MLA
 from moebius.model.rope import NTKAlpha, YaRN
 from moebius.recipes.deepseek import deepseek_v3, moonlight
 
+from .families import check_fused
+from .families import refused as refused_by
 from .parity import (
     FORWARD,
     Twin,
@@ -52,6 +54,7 @@ from .parity import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+refused = partial(refused_by, DeepseekV3())
 
 # Widths are multiples of 4: torch's grouped products, which the peer uses, take no others.
 BASE: dict[str, Any] = {
@@ -139,11 +142,7 @@ def test_bf16_is_as_near_as_transformers_to_itself(tmp_path: Path, pinned: bool)
 
 
 def test_fused_experts_are_read(tmp_path: Path) -> None:
-    twin = Twin(config(), tmp_path)
-    state = {name: x.contiguous() for name, x in twin.peer.state_dict().items()}
-    assert "model.layers.1.mlp.experts.gate_up_proj" in state
-    save_file(state, twin.folder / "model.safetensors", {"format": "pt"})
-    check_forward(twin)
+    check_fused(Twin(config(), tmp_path))
 
 
 def test_published_prediction_layers_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -382,9 +381,3 @@ def test_servers_refuse_more() -> None:
     refused(model(cut), "neither attention_factor nor truncate", "sglang")
     alpha = model(dataclasses.replace(MIXER, rope_scaling=NTKAlpha(4.0)))
     refused(alpha, "it does not know this one")
-
-
-def refused(ours: ModelConfig, reason: str, target: Target = "transformers") -> None:
-    with pytest.raises(Unfit) as caught:
-        DeepseekV3().write_config(ours, 300, Wanted(target, 64))
-    assert reason in str(caught.value) and "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.swa import SWA
 from moebius.model.rope import Linear, YaRN
 
-from .mixtures import check_published, check_unread, refused, spelt
+from .families import check_published, check_unread, refused, spelt
 from .parity import (
     FORWARD,
     Twin,

@@ -23,7 +23,7 @@ from moebius.model.mixers.cla import shared
 from moebius.model.mixers.gqa import GQA
 from moebius.model.rope import NTKAlpha
 
-from .mixtures import check_fused, check_published, check_unread, refused, spelt
+from .families import check_fused, check_published, check_unread, refused, spelt
 from .parity import (
     FORWARD,
     Twin,

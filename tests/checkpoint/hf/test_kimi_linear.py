@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
 from moebius.checkpoint.hf.keys import HARMLESS, Keys
 from moebius.checkpoint.hf.kimi_linear import KimiLinear
-from moebius.checkpoint.hf.refusals import Unfit
 from moebius.config import override
 from moebius.infer.load import load
 from moebius.model.block.prenorm import PreNorm
@@ -29,6 +29,7 @@ from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
 from moebius.recipes.kimi import kimi_linear
 
+from .families import refused as refused_by
 from .parity import (
     FORWARD,
     Twin,
@@ -44,6 +45,7 @@ from .parity import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+refused = partial(refused_by, KimiLinear())
 
 LINEAR: dict[str, Any] = {
     "full_attn_layers": [4],
@@ -313,9 +315,3 @@ def test_other_orders_and_parts_are_refused() -> None:
     refused(model(PreNorm(queries, MOE)), "vllm has no latent for its queries", "vllm")
     predicts = dataclasses.replace(model(), ends=(MTP(LATENT, Dense(8)),))
     KimiLinear().write_config(predicts, 300, Wanted("transformers", 64))
-
-
-def refused(ours: ModelConfig, reason: str, target: Target = "transformers") -> None:
-    with pytest.raises(Unfit) as caught:
-        KimiLinear().write_config(ours, 300, Wanted(target, 64))
-    assert reason in str(caught.value) and "\n" not in str(caught.value)

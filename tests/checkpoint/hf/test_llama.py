@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from moebius.checkpoint.hf import Wanted
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
 from moebius.checkpoint.hf.llama import Llama
-from moebius.checkpoint.hf.refusals import Unfit
 from moebius.config import override
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ends.hidden_z import HiddenZ
@@ -24,7 +23,8 @@ from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.swa import SWA
 from moebius.model.rope import Linear, Llama3, NTKAlpha, RopeScaling, YaRN
 
-from .mixtures import check_unread
+from .families import check_unread
+from .families import refused as refused_by
 from .parity import (
     Twin,
     check_all,
@@ -39,6 +39,7 @@ from .parity import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+refused = partial(refused_by, Llama())
 
 BASE: dict[str, Any] = {
     "vocab_size": 300,
@@ -216,12 +217,6 @@ def test_what_llama_cannot_hold_is_refused(reason: str, change: dict[str, Any]) 
         else:
             layer = dataclasses.replace(layer, **{name: value})
     refused(dataclasses.replace(model(), layers=2 * (layer,)), reason)
-
-
-def refused(ours: ModelConfig, reason: str) -> None:
-    with pytest.raises(Unfit) as caught:
-        Llama().write_config(ours, 300, Wanted("transformers", 64))
-    assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_unlike_layers_and_ends_are_refused_together() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moebius.checkpoint.hf import Target, Wanted
+from moebius.checkpoint.hf import Target
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
 from moebius.checkpoint.hf.keys import Keys
 from moebius.checkpoint.hf.longcat_flash import LongcatFlash
-from moebius.checkpoint.hf.refusals import Unfit
 from moebius.config import override
 from moebius.infer.load import load
 from moebius.model.block.scmoe import ScMoE
@@ -28,6 +28,7 @@ from moebius.model.lm import LM, ModelConfig
 from moebius.model.mixers.mla import MLA
 from moebius.recipes.longcat import longcat_flash
 
+from .families import refused as refused_by
 from .parity import (
     FORWARD,
     Twin,
@@ -45,6 +46,7 @@ from .parity import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+refused = partial(refused_by, LongcatFlash())
 
 BASE: dict[str, Any] = {
     "vocab_size": 300,
@@ -418,9 +420,3 @@ def test_what_only_transformers_lacks_goes_to_servers(tmp_path: Path) -> None:
     lm, out, found = exported(tmp_path, model(layer), "vllm")
     assert found["mla_scale_q_lora"] is False and found["moe_topk"] == 1
     same_logits(lm, load(import_hf(out, tmp_path / "back", say=say))[0].lm)
-
-
-def refused(ours: ModelConfig, reason: str, target: Target = "transformers") -> None:
-    with pytest.raises(Unfit) as caught:
-        LongcatFlash().write_config(ours, 300, Wanted(target, 64))
-    assert reason in str(caught.value) and "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.swa import SWA
 from moebius.model.rope import Linear
 
-from .mixtures import check_fused, check_published, check_unread, refused, spelt
+from .families import check_fused, check_published, check_unread, refused, spelt
 from .parity import Twin, check_all, check_export, check_forward, check_fresh, transformers
 from .pinned import check_bf16_pinned
 

@@ -23,7 +23,7 @@ from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.swa import SWA
 from moebius.model.rope import NTKAlpha, YaRN
 
-from .mixtures import check_fused, check_published, check_unread, refused, spelt
+from .families import check_fused, check_published, check_unread, refused, spelt
 from .parity import (
     Twin,
     check_all,

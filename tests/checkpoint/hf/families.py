@@ -1,4 +1,4 @@
-"""What the tests of families with softmax mixtures share, beside `parity`."""
+"""What the tests of families share, beside `parity`."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,9 @@ def check_published(family: Family, config: dict[str, Any], params: int) -> Impo
     return imported
 
 
-def refused(family: Family, ours: ModelConfig, reason: str, target: Target) -> None:
+def refused(
+    family: Family, ours: ModelConfig, reason: str, target: Target = "transformers"
+) -> None:
     """An export refuses a model in one line that says why."""
     with pytest.raises(Unfit) as caught:
         family.write_config(ours, 300, Wanted(target, 64))
