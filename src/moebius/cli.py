@@ -45,6 +45,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(lab_app, name="lab")
 
+GROWTH = "moebius.lab.growth:small"
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides such as optim.lr=6e-4 or data.path=DIR.")
 ]
@@ -78,10 +80,10 @@ def _run(name: str, overrides: list[str] | None) -> Run:
     return override(recipe(name), overrides or [])
 
 
-def _run_or_quickstart(name: str, overrides: list[str] | None) -> Run:
+def _run_or_default(name: str, overrides: list[str] | None, default: str = "quickstart") -> Run:
     """The run of verbs whose recipe may be left out, so that an override may come first."""
     if "=" in name:
-        return _run("quickstart", [name, *(overrides or [])])
+        return _run(default, [name, *(overrides or [])])
     return _run(name, overrides)
 
 
@@ -170,7 +172,7 @@ def plan_recipe(
     as_json: AsJson = False,
 ) -> None:
     """Count parameters, FLOPs, cache and memory of a recipe, beside the published figures."""
-    found = plan(_run_or_quickstart(name, overrides), context)
+    found = plan(_run_or_default(name, overrides), context)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -213,7 +215,7 @@ def inspect_data(
     as_json: AsJson = False,
 ) -> None:
     """Show a recipe's corpus: sizes, mixture, what was skipped and why, decoded samples."""
-    run = _run_or_quickstart(name, overrides)
+    run = _run_or_default(name, overrides)
     with progress_bar() as progress:
         prepared, loader = open_data(run, progress)
     found = inspect(prepared, loader)
@@ -232,7 +234,7 @@ def step_bench(
 ) -> None:
     """Time whole training steps of a recipe beside a dense model of equal active parameters."""
     with progress_bar() as progress:
-        result = bench_step(_run_or_quickstart(name, overrides), repeats, progress)
+        result = bench_step(_run_or_default(name, overrides), repeats, progress)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -241,7 +243,7 @@ def step_bench(
 
 @lab_app.command("growth")
 def growth_lab(
-    name: Annotated[str, typer.Argument(metavar="[RECIPE]")] = "moebius.lab.growth:small",
+    name: Annotated[str, typer.Argument(metavar="[RECIPE]")] = GROWTH,
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(help="Pairs of runs.")] = 3,
     out: Annotated[Path, typer.Option(help="Where the runs go; what is done is kept.")] = Path(
@@ -252,7 +254,7 @@ def growth_lab(
     """Measure whether stacking layers pays: against training from scratch at equal FLOPs."""
     with progress_bar() as progress:
         found = growth_experiment(
-            _run(name, overrides), out, seeds=seeds, say=_say, progress=progress
+            _run_or_default(name, overrides, GROWTH), out, seeds=seeds, say=_say, progress=progress
         )
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -166,7 +166,7 @@ def test_an_initial_state_is_that_of_the_equation(op: Callable[..., tuple[Tensor
 def test_the_choice_is_a_backend() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose(cpu, torch.float32, 64) == "chunk"
-    assert choose(cuda, torch.float64, 64) == "chunk"
+    assert choose(cuda, torch.float64, 64) == choose(cuda, torch.float32, 64) == "chunk"
     assert choose(cuda, torch.bfloat16, MAX_WIDTH + 1) == "chunk"
     assert choose(cuda, torch.bfloat16, 64) in BACKENDS
     x, first_BT = inputs_of(20, 0.5), firsts(20, (3,), ())
