@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -73,6 +74,11 @@ class Stored(Readable):
     def shape(self) -> tuple[int, ...]:
         return self.size
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes it takes in the file."""
+        return math.prod(self.size) * self.kind.itemsize
+
     def rows(self, start: int, stop: int) -> Tensor:
         row = math.prod(self.size[1:]) * self.kind.itemsize
         return self._read((stop - start, *self.size[1:]), self.offset + start * row)
@@ -102,19 +108,25 @@ def stored_in(path: Path) -> dict[str, Stored]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(f"{path} is cut short or no safetensors file; fetch it again")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode(), object_pairs_hook=once)
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is damaged: its header is no JSON") from None
+        raise CheckpointError(f"{path} is damaged: its header is no JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is damaged: its header is no JSON object")
     header.pop("__metadata__", None)
     found = {name: _stored(path, 8 + length, name, entry) for name, entry in header.items()}
-    end = max((x.offset + math.prod(x.size) * x.kind.itemsize for x in found.values()), default=0)
-    if found and end != size:
+    end = 8 + length
+    for name, x in sorted(found.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+        if x.offset != end:
+            raise CheckpointError(
+                f"{path} is damaged: the bytes of {name} do not follow those before it"
+            )
+        end += x.num_bytes
+    if end != size:
         raise CheckpointError(
             f"{path} has {size:,} bytes instead of the {end:,} that its header names; it is cut "
             "short or damaged: fetch it again"
@@ -122,18 +134,30 @@ def stored_in(path: Path) -> dict[str, Stored]:
     return found
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a key stands in it twice (for `json.loads`)."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
+
+
 def _stored(path: Path, base: int, name: str, entry: Any) -> Stored:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        size = tuple(int(n) for n in shape)
+        size = tuple(shape)
+        if not all(type(n) is int and n >= 0 for n in (*size, start, stop)):
+            raise TypeError(name)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} is damaged: its header has no sense at {name!r}") from None
-    if dtype not in DTYPE_OF:
+    if not isinstance(dtype, str) or dtype not in DTYPE_OF:
         raise CheckpointError(f"{path}: {name} is of dtype {dtype!r}, which cannot be read here")
     kind = DTYPE_OF[dtype]
-    if stop - start != math.prod(size) * kind.itemsize:
+    found = Stored(path, kind, size, base + start)
+    if stop - start != found.num_bytes:
         raise CheckpointError(f"{path} is damaged: {name} has {stop - start:,} bytes, not its size")
-    return Stored(path, kind, size, base + start)
+    return found
 
 
 def stored_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
 
 from .folders import CONFIG, random_tensors, tiny_folder, write_folder
@@ -212,6 +213,18 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_parameters": {"rope_type": "linear"}},
         f"{ROPE}: 'factor' is missing",
     ),
+    "a negative size": ({"hidden_size": -16}, "hidden_size must lie in 0..2147483647, not -16"),
+    "a size beyond all": ({"vocab_size": 10**30}, "vocab_size must lie in 0..2147483647"),
+    "no number": ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, not nan"),
+    "more layers than tensors": (
+        {"num_hidden_layers": 10**8},
+        "num_hidden_layers is 100,000,000, more than the folder's 21 tensors can hold",
+    ),
+    "more experts than numbers": (
+        {"model_type": "olmoe", "num_experts": 10**8},
+        "num_experts is 100,000,000, more than the folder's",
+    ),
+    "a model type that is a list": ({"model_type": ["llama"]}, "unknown model_type ['llama']"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "must be a multiple of kv_heads"),
 }
 
@@ -270,3 +283,142 @@ def test_dropped_tensors_are_counted_and_said(tmp_path: Path) -> None:
     dropped = json.loads((run / "run.json").read_text())["imported"]["dropped"]
     assert dropped == {"tied to the embedding": 1, "computed from the config": 2}
     assert "left out 2 tensor(s): computed from the config" in said
+
+
+def header(change: Callable[[dict[str, Any]], object]) -> Change:
+    """A change of the header of model.safetensors, its bytes left as they are."""
+
+    def changed(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        found = json.loads(data[8:end])
+        text = change(found)
+        raw = (text if isinstance(text, str) else json.dumps(found)).encode()
+        path.write_bytes(len(raw).to_bytes(8, "little") + raw + data[end:])
+
+    return changed
+
+
+K0 = Q0.replace("q_", "k_")
+V0 = Q0.replace("q_", "v_")
+NO_SENSE = f"its header has no sense at '{Q0}'"
+HEADERS: dict[str, tuple[Change, str]] = {
+    "bytes are shared": (
+        header(lambda h: h[K0].update(data_offsets=h[V0]["data_offsets"])),
+        "do not follow those before it",
+    ),
+    "a name stands in it twice": (
+        header(lambda h: json.dumps(h)[:-1] + f", {json.dumps(K0)}: {json.dumps(h[V0])}}}"),
+        f"'{K0}' stands in it twice",
+    ),
+    "offsets are texts": (header(lambda h: h[Q0].update(data_offsets=["0", "1"])), NO_SENSE),
+    "offsets are fractions": (header(lambda h: h[Q0].update(data_offsets=[0.0, 384.0])), NO_SENSE),
+    "offsets lie before the file": (
+        header(lambda h: h[Q0].update(data_offsets=[-384, 0])),
+        NO_SENSE,
+    ),
+    "a shape is of texts": (header(lambda h: h[Q0].update(shape=["12", "16"])), NO_SENSE),
+    "a shape is endless": (header(lambda h: h[Q0].update(shape=[1e400])), NO_SENSE),
+    "a shape is negative": (header(lambda h: h[Q0].update(shape=[-12, -16])), NO_SENSE),
+    "a dtype is a list": (header(lambda h: h[Q0].update(dtype=["BF16"])), "of dtype ['BF16']"),
+    "it is too deep": (header(lambda h: 100_000 * "["), "its header is no JSON"),
+    "it has bytes without a tensor": (header(lambda h: "{}"), "instead of the"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), HEADERS.values(), ids=HEADERS)
+def test_headers_that_lie(tmp_path: Path, change: Change, reason: str) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    change(folder)
+    assert reason in refused(folder, tmp_path)
+
+
+def written(name: str, text: str) -> Change:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def linked(folder: Path) -> None:
+    bare(folder)
+    (folder / "model.safetensors").symlink_to("nowhere")
+
+
+TWICE = json.dumps(CONFIG)[:-1] + ', "rms_norm_eps": 0.5}'
+SIDE: dict[str, tuple[Change, str]] = {
+    "a key of the config twice": (
+        written("config.json", TWICE),
+        "'rms_norm_eps' stands in it twice",
+    ),
+    "a config too deep": (written("config.json", 100_000 * "["), "config.json is damaged"),
+    "a link to nothing": (linked, "model.safetensors is no file, or a link to none"),
+    "an end token that is text": (
+        written("generation_config.json", '{"eos_token_id": "2"}'),
+        "generation_config.json: eos_token_id must be a whole number or a list of them, not '2'",
+    ),
+    "end tokens that are none": (
+        written("generation_config.json", '{"eos_token_id": [null]}'),
+        "eos_token_id must be a whole number or a list of them, not [None]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), SIDE.values(), ids=SIDE)
+def test_unfit_files_beside_the_weights(tmp_path: Path, change: Change, reason: str) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    change(folder)
+    assert reason in refused(folder, tmp_path)
+
+
+def test_a_damaged_list_of_tokens_names_none(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    odd = {"added_tokens": ["a", {"content": "b"}], "post_processor": {"processors": 5}}
+    (folder / "tokenizer.json").write_text(json.dumps(odd))
+    said: list[str] = []
+    run = import_hf(folder, tmp_path / "run", say=said.append)
+    assert "no text can be read" in said[-1]
+    assert json.loads((run / "run.json").read_text())["imported"]["document"] is None
+
+
+def test_a_place_that_is_a_link(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    (tmp_path / "run").symlink_to("nowhere")
+    assert "run is a link; name a place of its own" in refused(folder, tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_counted_and_said(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    edit_tensors(folder, lambda t: (t[Q][0].fill_(torch.nan), t[K0][0, :2].fill_(torch.inf)))
+    said: list[str] = []
+    run = import_hf(folder, tmp_path / "run", say=said.append)
+    odd = [text for text in said if "NaN or infinite" in text]
+    assert [text.split(" number")[0] for text in sorted(odd)] == [
+        "layers.0.mixer.kv.w_k holds 2",
+        "layers.1.mixer.heads.w_q holds 16",
+    ]
+    with pytest.raises(ValueError, match=r"in bf16, .* NaN or infinite"):
+        export_hf(run, tmp_path / "out", dtype="bf16", say=print)
+    assert not (tmp_path / "out").exists()
+    export_hf(run, tmp_path / "out", say=said.append)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert bool(found[Q][0].isnan().all())
+
+
+def test_numbers_too_large_for_fp16_are_not_exported_in_it(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    edit_tensors(folder, lambda t: t[Q].mul_(1e9))
+    run = import_hf(folder, tmp_path / "run", say=print)
+    with pytest.raises(ValueError, match=r"in fp16, .*; leave out --dtype"):
+        export_hf(run, tmp_path / "out", dtype="fp16", say=print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
+
+
+@pytest.mark.parametrize("place", ["model.width", "vocab"])
+def test_a_recipe_that_is_not_of_its_weights_is_not_exported(tmp_path: Path, place: str) -> None:
+    run = import_hf(tiny_folder(tmp_path / "hf"), tmp_path / "run", say=print)
+    record = json.loads((run / "run.json").read_text())
+    at = record["run"]["model"] if place == "model.width" else record["run"]
+    at[place.removeprefix("model.")] = 24
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"run\.json is not of this checkpoint"):
+        export_hf(run, tmp_path / "out", say=print)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@ tensor being made is in memory.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -16,6 +17,8 @@ from moebius.checkpoint.tensors import Lazy
 
 # A part that is read and turned at a time, in bytes, where a turn can go by rows.
 PART_BYTES = 1 << 20
+# Numbers that are looked at at a time; a mask of a whole tensor might be half as large as it.
+CHECKED = 1 << 16
 
 
 def ours(layout: Layout, sources: Mapping[str, Readable]) -> dict[str, Lazy]:
@@ -28,6 +31,23 @@ def ours(layout: Layout, sources: Mapping[str, Readable]) -> dict[str, Lazy]:
         make = partial(_make_ours, entry, sources, dtype)
         made[entry.ours] = Lazy(dtype, entry.shape, make)
     return made
+
+
+def watched(tensors: Mapping[str, Lazy], odd: Counter[str]) -> dict[str, Lazy]:
+    """The same tensors; `odd` will count, by name, the numbers in them that are not finite."""
+
+    def make(name: str, lazy: Lazy) -> Tensor:
+        made = lazy.make()
+        parts = made.flatten().split(CHECKED)
+        count = sum(int(part.isfinite().logical_not_().sum()) for part in parts)
+        if count:
+            odd[name] = count
+        return made
+
+    return {
+        name: Lazy(lazy.dtype, lazy.shape, partial(make, name, lazy))
+        for name, lazy in tensors.items()
+    }
 
 
 def _make_ours(entry: Entry, sources: Mapping[str, Readable], dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from moebius import checkpoint
 from moebius.checkpoint.files import write_file
 from moebius.checkpoint.hf import Family, Imported, Target, Wanted
-from moebius.checkpoint.hf.assemble import theirs
+from moebius.checkpoint.hf.assemble import theirs, watched
 from moebius.checkpoint.hf.folder import CONFIG, INDEX, read_object, side_files
 from moebius.checkpoint.hf.importer import KEPT
 from moebius.checkpoint.hf.keys import HARMLESS
@@ -80,7 +80,9 @@ def export_hf(
     (layout,) = of.layouts(source.model.model, source.model.vocab, target)
     check_layout(layout, source.model.model, source.model.vocab)
     dtypes = _dtypes(layout, source.tensors, None if dtype is None else DTYPES[dtype])
-    tensors = theirs(layout, source.tensors, dtypes)
+    _check_stored(layout, source)
+    odd = Counter[str]()
+    tensors = watched(theirs(layout, source.tensors, dtypes), odd)
     for entry in layout.entries:
         if not entry.pieces:
             say(f"left out {entry.ours}: {entry.why}")
@@ -89,6 +91,11 @@ def export_hf(
         _set_dtype(config, tensors)
     with written_aside(out) as aside:
         shards = _write_tensors(aside, tensors, shard_bytes)
+        for name, count in odd.items():
+            text = f"{name} holds {count:,} number(s) that are NaN or infinite"
+            if dtype is not None:
+                raise ValueError(f"in {dtype}, {text}; leave out --dtype, or take one it fits in")
+            say(text)
         _write_text(aside, source, config)
     say(f"{of.model_type} for {target}: {len(tensors)} tensors in {shards} file(s)")
     return out
@@ -114,6 +121,17 @@ def _open(folder: Path, say: Say) -> _Source:
     kind, untouched = imported.get("family"), bool(state.get("weights_only"))
     model = Imported(effective_model(recipe, tokens), recipe["vocab"])
     return _Source(folder, model, weights, original, kind, untouched, context, document)
+
+
+def _check_stored(layout: Layout, source: _Source) -> None:
+    """ValueError where the checkpoint's tensors are not those of the model in run.json."""
+    for entry in layout.entries:
+        found = source.tensors.get(entry.ours)
+        if found is None or found.shape != entry.shape:
+            raise ValueError(
+                f"{source.folder / 'run.json'} is not of this checkpoint: {entry.ours} does not "
+                "fit; restore it from a copy"
+            )
 
 
 def _family(source: _Source, target: Target, only: str | None) -> tuple[Family, dict[str, Any]]:

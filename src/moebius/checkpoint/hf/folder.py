@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from moebius.checkpoint.stored import Stored, stored_in
+from moebius.checkpoint.stored import Stored, once, stored_in
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -52,17 +52,17 @@ def open_folder(path: Path) -> HFFolder:
         raise ValueError(
             f"there is no folder {path}; download the model first, then name its folder"
         )
-    config = read_object(path / CONFIG)
+    config = read_object(path / CONFIG, strict=True)
     return HFFolder(path, config, _tensors(path))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+def read_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `strict` takes no key twice."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), object_pairs_hook=once if strict else None)
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it is no JSON object")
@@ -72,7 +72,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, Stored]:
     if not (path / INDEX).is_file():
         return stored_in(_single(path))
-    placed = read_object(path / INDEX).get("weight_map")
+    placed = read_object(path / INDEX, strict=True).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(x, str) for x in placed.values()):
         raise ValueError(f"{path / INDEX} is damaged: it has no weight_map of texts")
     shards = sorted(set(placed.values()))
@@ -99,6 +99,8 @@ def _single(path: Path) -> Path:
     if (path / SINGLE).is_file():
         return path / SINGLE
     others = sorted(path.glob("*.safetensors"))
+    if (path / SINGLE).is_symlink() or (path / SINGLE).exists():
+        raise ValueError(f"{path / SINGLE} is no file, or a link to none; fetch it again")
     if others:
         raise ValueError(
             f"{path} holds {others[0].name}, but neither {SINGLE} nor {INDEX}; fetch the index, or "

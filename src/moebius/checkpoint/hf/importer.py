@@ -9,6 +9,7 @@ import math
 import platform
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +19,11 @@ import torch
 import moebius
 from moebius import checkpoint
 from moebius.checkpoint.hf import Family, Imported
-from moebius.checkpoint.hf.assemble import ours
+from moebius.checkpoint.hf.assemble import ours, watched
 from moebius.checkpoint.hf.folder import HFFolder, open_folder
 from moebius.checkpoint.hf.matching import (
     check_layout,
+    check_sizes,
     choose,
     family_named,
     family_of,
@@ -53,17 +55,22 @@ def import_hf(source: Path, out: Path, *, family: str | None = None, say: Say) -
     out = check_new(Path(out))
     folder = open_folder(Path(source))
     of = family_of(folder.config) if family is None else family_named(family)
+    check_sizes(folder.config, folder.tensors)
     imported, block = read_config(of, folder.config)
     layouts = of.layouts(imported.model, imported.vocab, None)
     for layout in layouts:
         check_layout(layout, imported.model, imported.vocab)
     sources = dequantised(folder.tensors, block)
     choice = choose(layouts, sources)
-    tensors = {f"model.{name}": x for name, x in ours(choice.layout, sources).items()}
+    odd = Counter[str]()
+    made = watched(ours(choice.layout, sources), odd)
+    tensors = {f"model.{name}": x for name, x in made.items()}
+    ends, document, missing = end_tokens(folder.path), *_document(folder)
     say(f"{of.model_type}: {len(sources)} tensors, {_numbers(sources)}")
     for reason, number in choice.dropped.items():
         say(f"left out {number} tensor(s): {reason}")
-    document = _document(folder, say)
+    if missing:
+        say(missing)
     with written_aside(out) as aside:
         (aside / KEPT).mkdir()
         for file in folder.side_files():
@@ -81,10 +88,12 @@ def import_hf(source: Path, out: Path, *, family: str | None = None, say: Say) -
                 "dropped": dict(choice.dropped),
                 # What the run's own tokenizer.json opens documents with, and where texts end.
                 "document": document,
-                "eos": end_tokens(folder.path),
+                "eos": ends,
             },
         }
         (aside / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for name, count in odd.items():
+        say(f"{name} holds {count:,} number(s) that are NaN or infinite; fetch the files again")
     return out
 
 
@@ -92,15 +101,13 @@ def _numbers(sources: Any) -> str:
     return f"{sum(math.prod(x.shape) for x in sources.values()):,} numbers"
 
 
-def _document(folder: HFFolder, say: Say) -> str | None:
-    """The token that opens a document; what is missing for text is said."""
+def _document(folder: HFFolder) -> tuple[str | None, str]:
+    """The token that opens a document, and what is missing for text."""
     if not (folder.path / TOKENIZER).is_file():
-        say(f"there is no {TOKENIZER}: the model takes token ids, but no text")
-        return None
-    document = document_token(folder.path)
-    if document is None:
-        say("the tokenizer's files name no token that begins or ends a text: no text can be read")
-    return document
+        return None, f"there is no {TOKENIZER}: the model takes token ids, but no text"
+    found = document_token(folder.path)
+    none = "the tokenizer's files name no token that begins or ends a text: no text can be read"
+    return found, none if found is None else ""
 
 
 def _precision(tensors: dict[str, Lazy]) -> str:

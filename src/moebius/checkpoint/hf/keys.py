@@ -1,5 +1,6 @@
 """A config.json that is read strictly: each key is taken, harmless, or refused by name."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar, final
 
@@ -19,6 +20,8 @@ _HARMLESS = """
     router_aux_loss_coef keys_to_ignore_at_inference gradient_checkpointing unsloth_version
 """
 HARMLESS: Final = frozenset(_HARMLESS.split())
+# No model has a whole number above this in its config.
+LARGEST: Final = (1 << 31) - 1
 
 
 class _Required:
@@ -37,12 +40,18 @@ class Keys:
         self._taken: set[str] = set()
 
     def integer(self, name: str, default: int | _Required = _REQUIRED) -> int:
-        """A whole number; null counts as absent."""
-        return self._typed(name, int, "an integer", default)
+        """A whole number that can be a size; null counts as absent."""
+        value = self._typed(name, int, "an integer", default)
+        if not 0 <= value <= LARGEST:
+            raise ValueError(f"{self._where}: {name} must lie in 0..{LARGEST}, not {value!r}")
+        return value
 
     def number(self, name: str, default: float | _Required = _REQUIRED) -> float:
-        """A number; null counts as absent."""
-        return float(self._typed(name, (int, float), "a number", default))
+        """A finite number; null counts as absent."""
+        value = self._typed(name, (int, float), "a number", default)
+        if not abs(value) < math.inf or (isinstance(value, int) and abs(value) > LARGEST):
+            raise ValueError(f"{self._where}: {name} must be a finite number, not {value!r}")
+        return float(value)
 
     def flag(self, name: str, default: bool | _Required = _REQUIRED) -> bool:
         """True or false; null counts as absent."""
@@ -61,7 +70,7 @@ class Keys:
         if not isinstance(self._data.get(name), list):
             return count * [self.integer(name, default)]
         found = self.items(name) or []
-        if len(found) < count or not all(type(n) is int for n in found):
+        if len(found) < count or not all(type(n) is int and 0 <= n <= LARGEST for n in found):
             raise ValueError(f"{self._where}: {name} must be {count} whole numbers, not {found!r}")
         return found[:count]
 

@@ -28,9 +28,9 @@ def family_named(name: str) -> Family:
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a config.json is of, by its model type, else by its architecture."""
     kind, architectures = config.get("model_type"), config.get("architectures") or []
-    if kind in Family.TABLE:
-        return family_named(str(kind))
-    if kind is None:
+    if isinstance(kind, str) and kind in Family.TABLE:
+        return family_named(kind)
+    if kind is None and isinstance(architectures, list):
         for name in Family.TABLE:
             found = family_named(name)
             if found.architecture in architectures:
@@ -53,6 +53,20 @@ def read_config(of: Family, config: Mapping[str, Any]) -> tuple[Imported, tuple[
     imported = of.read_config(keys)
     keys.finish(HARMLESS | of.harmless)
     return imported, block
+
+
+def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Readable]) -> None:
+    """ValueError where a config counts more layers or experts than can lie in the tensors, before
+    a model of that size is laid out.
+    """
+    numbers = 2 * sum(math.prod(x.shape) for x in tensors.values())  # a byte may hold two
+    for name, value in config.items():
+        most = len(tensors) if re.fullmatch(r"num_(hidden_)?layers", name) else numbers
+        if re.search("layers|experts", name) and type(value) is int and value > most:
+            raise ValueError(
+                f"config.json: {name} is {value:,}, more than the folder's {len(tensors):,} "
+                "tensors can hold; fetch the files that belong together"
+            )
 
 
 def state_shapes(model: ModelConfig, vocab: int) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from moebius.checkpoint.files import sync_folder
 def check_new(out: Path) -> Path:
     """The absolute path of a folder to be made; ValueError where something is in its place."""
     out = out.absolute()
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link; name a place of its own, or the folder it leads to")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} is there already and not an empty folder; choose another place")
     there = next(parent for parent in out.parents if parent.exists())

@@ -27,15 +27,20 @@ def end_tokens(folder: Path) -> list[int]:
     for name in ("generation_config.json", CONFIG):
         found = _optional(folder / name).get("eos_token_id")
         if found is not None:
-            return list(found) if isinstance(found, list) else [found]
+            tokens = found if isinstance(found, list) else [found]
+            if not all(type(token) is int for token in tokens):
+                raise ValueError(
+                    f"{folder / name}: eos_token_id must be a whole number or a list of them, not "
+                    f"{found!r}"
+                )
+            return tokens
     return []
 
 
 def token_id(tokenizer: Mapping[str, Any], token: str) -> int | None:
     """The id of a token of a `tokenizer.json`."""
-    added = tokenizer.get("added_tokens") or []
     plain = tokenizer.get("model", {}).get("vocab", {}).get(token)
-    return next((item["id"] for item in added if item["content"] == token), plain)
+    return next((number for text, number in _added(tokenizer) if text == token), plain)
 
 
 def with_document_first(tokenizer: Mapping[str, Any], token: str) -> dict[str, Any]:
@@ -67,16 +72,25 @@ def _prepended(processor: Any) -> str | None:
     """The special token that a post-processor puts first."""
     if not isinstance(processor, Mapping):
         return None
-    for inner in processor.get("processors") or []:
+    inners = processor.get("processors")
+    for inner in inners if isinstance(inners, list) else []:
         found = _prepended(inner)
         if found is not None:
             return found
     single = processor.get("single")
-    first = single[0] if isinstance(single, list) and single else {}
-    return first.get("SpecialToken", {}).get("id") if isinstance(first, Mapping) else None
+    first = single[0] if isinstance(single, list) and single else None
+    special = first.get("SpecialToken") if isinstance(first, Mapping) else None
+    found = special.get("id") if isinstance(special, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def _by_id(tokenizer: Mapping[str, Any], eos: Any) -> str | None:
     wanted = eos[0] if isinstance(eos, list) and eos else eos
-    added = tokenizer.get("added_tokens") or []
-    return next((item["content"] for item in added if item["id"] == wanted), None)
+    return next((text for text, number in _added(tokenizer) if number == wanted), None)
+
+
+def _added(tokenizer: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Content and id of the tokens that were added to a vocabulary; none from a damaged list."""
+    added = tokenizer.get("added_tokens")
+    items = [item for item in added if isinstance(item, dict)] if isinstance(added, list) else []
+    return [(item["content"], item["id"]) for item in items if {"content", "id"} <= item.keys()]
