@@ -130,3 +130,13 @@ def test_temperature_is_a_power() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-6])
 def test_no_temperature_is_too_low(temperature: float) -> None:
     assert frequencies(P, temperature, 1.0) == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_not_numbers_are_refused(temperature: float) -> None:
+    run = override(recipe(f"{RECIPES}:tiny"), [])
+    lm = new_state(run, device_of(run)).model.eval()
+    with torch.no_grad():
+        lm.head.w_VD[3].fill_(torch.nan)
+    with pytest.raises(ValueError, match="the weights hold NaN or overflow"):
+        generate(lm, PROMPT_BT, 2, temperature=temperature)

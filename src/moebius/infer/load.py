@@ -54,7 +54,13 @@ def load(
         lm.double()
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     # Copied, not assigned: weights keep their roles, and tied ones stay one.
-    lm.load_state_dict(weights)
+    try:
+        lm.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{folder / 'run.json'} is not of this checkpoint ({first}); restore it from a copy"
+        ) from error
     lm.eval().requires_grad_(False).to(device)
     stops = tuple(record.get("imported", {}).get("eos", ()))
     return LanguageModel(lm, dtype, stops), _tokenizer(folder, record)

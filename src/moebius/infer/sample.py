@@ -28,7 +28,8 @@ def generate(
 
     Returns the new tokens [B, <= num_tokens]; a row that met one of `stops` repeats it to the end.
     Temperature 0 is greedy. Only tokens below `vocab` are drawn: a small corpus fills less of the
-    model's vocabulary than there is. Raises ValueError for options out of range.
+    model's vocabulary than there is. Raises ValueError for options out of range, and where the
+    logits are not finite.
     """
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, and top_p {top_p} in (0, 1]")
@@ -44,6 +45,8 @@ def generate(
         out = lm(tokens_BT, ctx, states, dtype=dtype)
         seen, states = seen + tokens_BT.shape[1], out.states
         logits_BV = lm.logits(out.hidden_BTD[:, -1:])[:, 0, :vocab].float()
+        if not bool(logits_BV.isfinite().all()):
+            raise ValueError("the logits are not finite; the weights hold NaN or overflow")
         next_B = draw(logits_BV, temperature, top_p, generator)
         if stops:
             next_B = torch.where(done_B, tokens_BT[:, -1], next_B)
