@@ -258,7 +258,9 @@ def test_a_factor(text: str) -> None:
     assert parse_factor(text) == 2 and parse_factor("14x") == 14
 
 
-@pytest.mark.parametrize("text", ["1x", "0", "x", "", "2.5x", "-2x", "2xx", "twice"])
+@pytest.mark.parametrize(
+    "text", ["1x", "0", "x", "", "2.5x", "-2x", "2xx", "twice", 30 * "9", "٣x"]
+)
 def test_no_factor(text: str) -> None:
     with pytest.raises(ValueError, match=r"no whole factor of 2 or more; write --layers 2x"):
         parse_factor(text)
@@ -273,6 +275,8 @@ Wrong = dict[str, Any]
         ({}, "one of --layers 2x and --experts N"),
         ({"layers": 2, "experts": 4}, "one of --layers 2x and --experts N"),
         ({"layers": 1}, "take 2x or more"),
+        ({"layers": 10**9}, "are more than 10000; take a smaller factor"),
+        ({"experts": 10**12}, "experts (1000000000000) must be at most 10000"),
         ({"experts": 1}, "experts (1) must be at least 2"),
         ({"experts": 4, "top_k": 5}, "top_k (5) must lie in 2..4"),
         ({"experts": 4, "top_k": 1}, "its router no gradient"),

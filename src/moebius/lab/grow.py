@@ -52,7 +52,7 @@ _NEW = re.compile(r"\.(router|rules)\.")
 
 def parse_factor(text: str) -> int:
     """The 2 of `2x`; ValueError where it is no whole factor of at least 2."""
-    match = re.fullmatch(r"(\d+)x?", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,9})x?", text.strip().lower())
     if match is None or int(match[1]) < 2:
         raise ValueError(f"{text!r} is no whole factor of 2 or more; write --layers 2x")
     return int(match[1])

@@ -10,6 +10,8 @@ import re
 
 from moebius.model.lm import LM, ModelConfig
 
+# No model is deeper; a slip of the finger would build for hours.
+MOST = 10_000
 _LAYER = re.compile(r"(?<=^(?:model|optim)\.layers\.)(\d+)(?=\.)")
 
 
@@ -17,6 +19,10 @@ def stacked(config: ModelConfig, times: int) -> ModelConfig:
     """The config with its layers `times` over; ValueError below 2."""
     if times < 2:
         raise ValueError(f"layers times {times} is no growth; take 2x or more")
+    if times * len(config.layers) > MOST:
+        raise ValueError(
+            f"{len(config.layers)} layers times {times} are more than {MOST}; take a smaller factor"
+        )
     return dataclasses.replace(config, layers=times * config.layers)
 
 

@@ -17,6 +17,8 @@ from moebius.model.ffn.moe import MoE
 from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.lm import ModelConfig
 
+# Copies that nobody means to make; the model of them would not fit anywhere.
+MOST = 10_000
 # `w_gate_up_E2FD` holds E copies of `w_gate_up`.
 _OF_EXPERTS = re.compile(r"_E[0-9A-Z]*(?=\.|$)")
 
@@ -25,6 +27,8 @@ def upcycled(config: ModelConfig, experts: int, top_k: int) -> ModelConfig:
     """The config with a MoE for every dense feed-forward; ValueError where none is or fits."""
     if experts < 2:
         raise ValueError(f"experts ({experts}) must be at least 2")
+    if experts > MOST:
+        raise ValueError(f"experts ({experts}) must be at most {MOST}")
     if not 2 <= top_k <= experts:
         raise ValueError(
             f"top_k ({top_k}) must lie in 2..{experts}, the experts; a single renormalised expert "
