@@ -215,6 +215,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a negative size": ({"hidden_size": -16}, "hidden_size must lie in 0..2147483647, not -16"),
     "a size beyond all": ({"vocab_size": 10**30}, "vocab_size must lie in 0..2147483647"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, not 0"),
+    "an epsilon below 0": ({"rms_norm_eps": -1.0}, "a norm's epsilon cannot be -1.0"),
+    "no rotary base": ({"rope_theta": 0}, "rope_theta must be above 0, not 0.0"),
     "no number": ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, not nan"),
     "more layers than tensors": (
         {"num_hidden_layers": 10**8},

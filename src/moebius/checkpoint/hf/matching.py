@@ -16,6 +16,7 @@ from moebius.checkpoint.hf.quantised import read_quantisation
 from moebius.checkpoint.stored import Readable
 from moebius.config import nearest, variant_class
 from moebius.model.lm import ModelConfig
+from moebius.model.longer import rope_bases
 
 
 def family_named(name: str) -> Family:
@@ -50,8 +51,15 @@ def read_config(of: Family, config: Mapping[str, Any]) -> tuple[Imported, tuple[
     for name in ("is_encoder_decoder", "is_decoder", "add_cross_attention", "tie_encoder_decoder"):
         keys.must(name, False, None, why="only decoders of one stream are read")
     keys.must("cross_attention_hidden_size", None, why="there is no cross-attention")
+    if config.get("num_attention_heads") == 0:
+        raise ValueError("config.json: num_attention_heads must be at least 1, not 0")
     imported = of.read_config(keys)
     keys.finish(HARMLESS | of.harmless)
+    if imported.model.norm_eps < 0:
+        raise ValueError(f"config.json: a norm's epsilon cannot be {imported.model.norm_eps}")
+    for base in rope_bases(imported.model):
+        if base <= 0:
+            raise ValueError(f"config.json: rope_theta must be above 0, not {base}")
     return imported, block
 
 
