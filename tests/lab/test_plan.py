@@ -1,5 +1,6 @@
 """The planner: the sources' tables, and its memory against the memory that real runs hold."""
 
+import dataclasses
 import io
 import json
 import math
@@ -24,6 +25,7 @@ from moebius.model.mixers.mla import MLA
 from moebius.model.weight import initialise
 from moebius.recipes import TABLE, recipe
 from moebius.train.run import Run
+from moebius.train.stages import Stage
 from moebius.train.state import new_state
 
 COUNTS = ("params_total", "params_active_min", "params_active_mean", "params_active_max")
@@ -207,3 +209,14 @@ def test_the_largest_needs_no_memory() -> None:
         [sys.executable, "-c", PEAK, "deepseek-v3"], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 2e9
+
+
+def test_stages_are_laid_out_and_refused_where_they_fit_no_step() -> None:
+    run = recipe("quickstart")
+    tokens = 100 * run.tokens_per_step()
+    longer = dataclasses.replace(run, stages=(Stage(tokens, 1024, rope_base=1e5),))
+    (said,) = plan(longer)["stages"]
+    assert "from step 100" in said and "4 sequences of 1,024 tokens" in said
+    between = dataclasses.replace(run, stages=(Stage(tokens + 1, 1024),))
+    with pytest.raises(ValueError, match="stage 1"):
+        plan(between)

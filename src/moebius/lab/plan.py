@@ -20,6 +20,7 @@ from moebius.model.mixers import Mixer, MixerConfig
 from moebius.model.mixers.cla import CLA
 from moebius.model.mixers.gqa import GQA
 from moebius.train.run import Run
+from moebius.train.sections import sections_of
 
 Report = dict[str, Any]
 # So long that whatever a state keeps of fixed length is full; a multiple of any stride.
@@ -41,6 +42,7 @@ def plan(run: Run, context: int | None = None) -> Report:
         "vocab": run.vocab,
         "context": context,
         "tokens_per_step": run.tokens_per_step(),
+        "stages": [section.describe() for section in sections_of(run)[1:]],
         **_parameters(model, counts),
         "flops_forward": counts.flops_forward,
         "flops_backward": counts.flops_backward,

@@ -11,7 +11,8 @@ KV_NAMES = {"mha": "MHA", "gqa": "GQA", "mqa": "MQA", "cla": "CLA", "gqa_cla": "
 
 def render_plan(report: Report) -> RenderableType:
     """A plan as tables."""
-    parts: list[RenderableType] = [_groups(report), _costs(report)]
+    stages = [Text(text) for text in report["stages"]]
+    parts: list[RenderableType] = [_groups(report), _costs(report), *stages]
     if "kv_table" in report:
         parts.append(_kv(report))
     if report["published"]:
