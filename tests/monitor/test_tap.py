@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from moebius.model.recompute import recompute_contexts
+from moebius.model.recompute import recomputed
 from moebius.monitor.tap import Observer, observing, scope, silence, tap, tap_gradient
 
 
@@ -111,11 +110,7 @@ def test_recomputed_code_is_seen_once(recompute: bool) -> None:
 
     x = torch.tensor([0.1, 0.5, 0.3], requires_grad=True)
     with observing(notebook), scope("layers/0"):
-        y = (
-            checkpoint(layer, x, use_reentrant=False, context_fn=recompute_contexts)
-            if recompute
-            else layer(x)
-        )
+        y = recomputed(layer)(x) if recompute else layer(x)
         assert isinstance(y, Tensor)
         y.sum().backward()
     assert len(runs) == 1 + recompute

@@ -15,7 +15,7 @@ import torch
 from moebius.bench.twin import dense_twin
 from moebius.data import Loader
 from moebius.model.count import count
-from moebius.model.ffn.moe import routers_of
+from moebius.model.ffn.moe import MoELayer, routers_of
 from moebius.model.lm import LM
 from moebius.monitor.ceiling import matmul_rate, synchronise
 from moebius.ops.experts import BACKENDS, choose
@@ -114,27 +114,32 @@ def max_error(model: LM, loader: Loader, device: torch.device, dtype: torch.dtyp
         for moe in routers_of(block):
             pending = moe.begin(h_BTD.detach(), ctx)
             assert pending.index_NS is not None and pending.weight_NS is not None
-            inputs = (h_BTD.detach().flatten(0, 1), pending.weight_NS.detach())
-            weights = (moe.w_gate_up_E2FD.detach(), moe.w_down_EDF.detach())
+            inputs = (h_BTD.flatten(0, 1), pending.index_NS, pending.weight_NS)
             names = ("naive", choose(device, dtype))
-            truth, fast = (
-                _values_and_gradients(name, inputs, pending.index_NS, weights) for name in names
-            )
+            truth, fast = (_values_and_gradients(moe, name, *inputs) for name in names)
             errors += [_relative(a, b) for a, b in zip(truth, fast, strict=True)]
     return max(errors, default=None)
 
 
 def _values_and_gradients(
+    moe: MoELayer,
     backend: str,
-    inputs: tuple[torch.Tensor, torch.Tensor],
+    x_ND: torch.Tensor,
     index_NS: torch.Tensor,
-    weights: tuple[torch.Tensor, torch.Tensor],
+    weight_NS: torch.Tensor,
 ) -> list[torch.Tensor]:
-    leaves = [x.clone().requires_grad_() for x in (*inputs, *weights)]
-    y_ND = BACKENDS[backend](leaves[0], index_NS, leaves[1], leaves[2], leaves[3])
+    weights = (moe.w_gate_up_E2FD, moe.w_down_EDF, moe.b_gate_up_E2F, moe.b_down_ED)
+    own = [None if x is None else _leaf(x) for x in weights]
+    x_ND, weight_NS = _leaf(x_ND), _leaf(weight_NS)
+    y_ND = BACKENDS[backend](x_ND, index_NS, weight_NS, *own, moe.activation)  # pyright: ignore
     generator = torch.Generator().manual_seed(0)
     grad_ND = torch.randn(y_ND.shape, generator=generator).to(y_ND.device, y_ND.dtype)
+    leaves = [x_ND, weight_NS, *(x for x in own if x is not None)]
     return [y_ND.detach(), *torch.autograd.grad(y_ND, leaves, grad_ND)]
+
+
+def _leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().clone().requires_grad_()
 
 
 def _relative(truth: torch.Tensor, other: torch.Tensor) -> float:

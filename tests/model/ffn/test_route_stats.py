@@ -1,19 +1,17 @@
 """RouteStats: what they count, that they add up, and that recompute counts and routes once."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.balance.budget import Budget
 from moebius.model.ffn.balance.group import GroupLoss
 from moebius.model.ffn.capacity import Capacity
 from moebius.model.ffn.moe import MoE, MoELayer, balance_rules, routers_of
-from moebius.model.recompute import recompute_contexts
+from moebius.model.recompute import recomputed
 
 from .reference import build, context, noise, part, relative, route_stats
 
@@ -76,9 +74,7 @@ def run(
         return moe(x_BTD if len(passes) == 1 else x_BTD + nudge_BTD, context(4, 12))
 
     x_BTD = x_BTD.clone().requires_grad_()
-    again: Any = {"use_reentrant": False, "context_fn": recompute_contexts}
-    out: Any = checkpoint(layer, x_BTD, **again) if recompute else layer(x_BTD)
-    y_BTD, stats = out
+    y_BTD, stats = (recomputed(layer) if recompute else layer)(x_BTD)
     leaves = [x_BTD, *moe.parameters()]
     grads = torch.autograd.grad((y_BTD * noise(4, 12, 8, seed=1)).sum(), leaves)
     return stats, list(grads), len(passes)
