@@ -434,3 +434,17 @@ def test_nearest() -> None:
     assert nearest("qga", ["gqa", "mla"]) == "; did you mean 'gqa'? (valid: gqa, mla)"
     assert nearest("zzz", ["gqa"]) == " (valid: gqa)"
     assert nearest("zzz", map(str, range(30))) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("def run(:\n", "invalid syntax"), ("import no_such_module_here\n", "no_such_module_here")],
+)
+def test_a_file_that_cannot_be_loaded_is_said_in_one_line(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    path = tmp_path / "idea.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says) as caught:
+        resolve(f"{path}:run")
+    assert "\n" not in str(caught.value) and "idea.py" in str(caught.value)

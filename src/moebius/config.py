@@ -85,6 +85,9 @@ def _load_file(path: Path) -> types.ModuleType:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
+        except (SyntaxError, ImportError) as error:
+            del sys.modules[name]
+            raise ValueError(f"{path} cannot be loaded: {error}") from error
         except Exception:
             del sys.modules[name]
             raise
