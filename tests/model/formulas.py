@@ -74,8 +74,8 @@ def gqa(module: Any, x_TD: Tensor, window: int | None = None) -> Tensor:
         q_TK, k_TK = turn(q_TK, config.rope_base), turn(k_TK, config.rope_base)
         v_TK = x_TD @ kv.w_v[kv_rows].double().T
         sink = -math.inf
-        if module.sink_H is not None:
-            sink = float(module.sink_H[head])
+        if own.sink_H is not None:
+            sink = float(own.sink_H[head])
         heads.append(attend(q_TK, k_TK, v_TK, width**-0.5, window, sink))
     return torch.cat(heads, dim=-1) @ own.w_o.double().T
 

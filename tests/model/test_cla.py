@@ -93,7 +93,7 @@ def grouped(reader: Any, h_TD: Tensor, pairs: list[tuple[Tensor, Tensor]], of: A
     for i, w_q in enumerate(reader.heads.w_q.split(of.head_width)):
         k_TK, v_TK = pairs[i // (of.heads // of.kv_heads)]
         q_TK = placed(h_TD @ w_q.T, reader.heads.q_norm, of)
-        sink = None if reader.sink_H is None else reader.sink_H[i]
+        sink = None if reader.heads.sink_H is None else reader.heads.sink_H[i]
         heads.append(attended(q_TK, k_TK, v_TK, of.head_width**-0.5, of, sink))
     return torch.cat(heads, dim=-1) @ reader.heads.w_o.T
 

@@ -65,7 +65,9 @@ def grads_of(lm: LM) -> dict[str, Tensor]:
 def test_a_layer_pattern_is_plain_data() -> None:
     lm = built()
     kinds = [[type(mixer).__name__ for mixer in block.mixers()] for block in lm.blocks()]
-    assert kinds == [["_SWA"]] * 3 + [["_GQA"], ["_MLA", "_MLA"]]
+    assert kinds == [["Attention"]] * 4 + [["_MLA", "_MLA"]]
+    windows = [block.mixers()[0].window for block in lm.blocks()[:4]]  # pyright: ignore
+    assert None not in windows[:3] and windows[3] is None
     assert from_json(ModelConfig, json.loads(json.dumps(to_json(CONFIG)))) == CONFIG
 
 

@@ -16,11 +16,9 @@ import torch
 
 from moebius.model.count import Use, uses
 from moebius.model.lm import LM
+from moebius.ops.loss.chunked import CHUNK
 from moebius.train.run import Run
 from moebius.train.state import optimizer_of
-
-# Tokens whose logits the loss holds at once (ops/loss/chunked.py).
-LOSS_CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +82,7 @@ def memory_of(run: Run, model: LM) -> Memory:
         casts=sum(casts.values()),
         casts_recompute=casts_outside + largest_casts,
         # The head cast, its gradient, and the logits of one chunk.
-        loss=head * ((dtype if dtype < master else 0) + master) + LOSS_CHUNK * vocab * master,
+        loss=head * ((dtype if dtype < master else 0) + master) + CHUNK * vocab * master,
         kept=round(sum(kept.values())),
         kept_recompute=round(outside + inputs + largest),
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moebius.config import Variant
-from moebius.ops.rope import frequencies, turn
+from moebius.ops.rope import frequencies, rotate, turn
 
 TABLE = {
     "linear": "moebius.model.rope:Linear",
@@ -139,7 +139,7 @@ def rotated(
     """x_BTHR with its positions in it; no base is no positions at all (NoPE)."""
     if base is None:
         return x_BTHR
-    width = x_BTHR.shape[-1]
     if scaling is None:
-        return turn(x_BTHR, position_BT, frequencies(width, base, x_BTHR))
-    return turn(x_BTHR, position_BT, scaling.frequencies(width, base, x_BTHR), scaling.size)
+        return rotate(x_BTHR, position_BT, base)
+    frequency_P = scaling.frequencies(x_BTHR.shape[-1], base, x_BTHR)
+    return turn(x_BTHR, position_BT, frequency_P, scaling.size)

@@ -73,7 +73,7 @@ def gqa(
             whole(f"{ours}.kv.k_norm.w_D", k_name, k, turn=turn),
         ]
     if config.sinks:
-        entries.append(whole(f"{ours}.sink_H", f"{theirs}.sinks", H))
+        entries.append(whole(f"{ours}.heads.sink_H", f"{theirs}.sinks", H))
     return tuple(entries)
 
 

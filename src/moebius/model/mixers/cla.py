@@ -23,8 +23,6 @@ from moebius.model.mixers.gqa import GQA, Heads, KeysValues, empty_cache
 from moebius.model.mixers.mla import MLA, LatentHeads, Latents, Queries, empty_latents
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
-from moebius.model.weight import Weight
-from moebius.ops.attention import attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,35 +79,19 @@ class _HeadsReader(_Reader):
         config.check()
         self.config, self.window = config, window
         self.heads = Heads(config, site)
-        self.sink_H = Weight((config.heads,), "scalar") if config.sinks else None
         alike = ("kv_heads", "head_width", "rope_base", "rope_scaling")
         self.loan = {**{name: getattr(config, name) for name in alike}, "window": window}
 
     def forward(
         self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...], seen_BTS: Tensor | None
     ) -> Tensor:
-        mask_BTS, k_BSGK, v_BSGK = ctx.attend_BTT if seen_BTS is None else seen_BTS, *entries
-        if seen_BTS is None and self.window is not None:
-            index_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-            mask_BTS = mask_BTS & (index_T[:, None] - index_T[None, :] < self.window)
-        out_BTHK = attention(
-            self.heads.queries(x_BTD, ctx),
-            k_BSGK,
-            v_BSGK,
-            mask_BTS,
-            self.config.head_width**-0.5,
-            self.sink_H,
-            causal=seen_BTS is None,
-            window=self.window,
-        )
-        return self.heads.back(out_BTHK)
+        return self.heads(x_BTD, ctx, entries, seen_BTS, self.window)
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> TokenCache:
         return empty_cache(self.config, batch, dtype, device, self.window)
 
     def flops(self, context: int) -> float:
-        seen = context / 2 if self.window is None else min(context / 2, self.window)
-        return 4.0 * self.config.heads * self.config.head_width * seen
+        return self.heads.flops(context, self.window)
 
 
 class _LatentsReader(_Reader):
@@ -144,8 +126,6 @@ def _reader(of: MixerConfig, site: Site) -> _Reader:
     if isinstance(of, GQA):
         return _HeadsReader(of, None, site)
     if isinstance(of, SWA):
-        if of.window < 1:
-            raise ValueError(f"window ({of.window}) must be at least 1: a token sees itself")
         return _HeadsReader(of.without_window(), of.window, site)
     if isinstance(of, MLA):
         return _LatentsReader(of, site)

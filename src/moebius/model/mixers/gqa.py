@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
-from moebius.model.mixers.cache import TokenCache
+from moebius.model.mixers.cache import SLACK, TokenCache
 from moebius.model.part import Norm, Site
 from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
@@ -42,7 +42,7 @@ class GQA(MixerConfig):
     sinks: bool = False
 
     def build(self, site: Site) -> Mixer:
-        return _GQA(self, site)
+        return Attention(self, None, site)
 
     def check(self) -> None:
         """ValueError where heads do not divide, or rotary pairs do not fit."""
@@ -70,7 +70,7 @@ def _normed_and_rotated(x: Tensor, norm: nn.Module, config: GQA, ctx: Context) -
 
 
 class Heads(nn.Module):
-    """Queries out of the model width, normed and rotated; and what heads saw back into it."""
+    """Queries out of the model width, their attention, and what they saw back into it."""
 
     def __init__(self, config: GQA, site: Site) -> None:
         super().__init__()
@@ -81,15 +81,47 @@ class Heads(nn.Module):
         self.b_q = Weight((width,), "bias") if config.bias else None
         self.b_o = Weight((site.width,), "bias") if config.bias else None
         self.q_norm = _norm(config, config.heads, site)
+        self.sink_H = Weight((config.heads,), "scalar") if config.sinks else None
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        ctx: Context,
+        entries: tuple[Tensor, ...],
+        seen_BTS: Tensor | None,
+        window: int | None,
+    ) -> Tensor:
+        """y_BTD from finished keys and values.
+
+        `seen_BTS` says which of them each token may see, None that they are its whole sequences.
+        """
+        whole = seen_BTS is None
+        mask_BTS = ctx.attend_BTT if seen_BTS is None else seen_BTS
+        if whole and window is not None:
+            index_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+            mask_BTS = mask_BTS & (index_T[:, None] - index_T[None, :] < window)
+        q_BTHK, (k_BSGK, v_BSGK) = self.queries(x_BTD, ctx), entries
+        out_BTHK = attention(
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            mask_BTS,
+            self.config.head_width**-0.5,
+            self.sink_H,
+            causal=whole,
+            window=window,
+        )
+        return linear(out_BTHK.flatten(-2), self.w_o, self.b_o)
+
+    def flops(self, context: int, window: int | None) -> float:
+        """Of scores and values per token, over the causal half of the context or the window."""
+        seen = context / 2 if window is None else min(context / 2, window)
+        return 4.0 * self.config.heads * self.config.head_width * seen
 
     def queries(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         """q_BTHK of tokens."""
         q = linear(x_BTD, self.w_q, self.b_q)
         return _normed_and_rotated(q, self.q_norm, self.config, ctx)
-
-    def back(self, out_BTHK: Tensor) -> Tensor:
-        """Heads to the model width."""
-        return linear(out_BTHK.flatten(-2), self.w_o, self.b_o)
 
 
 class KeysValues(nn.Module):
@@ -122,14 +154,15 @@ def empty_cache(
     return TokenCache((empty, empty), window=window)
 
 
-class _GQA(Mixer):
-    def __init__(self, config: GQA, site: Site) -> None:
+class Attention(Mixer):
+    """The mixer of GQA, over all tokens before or over a window of the last."""
+
+    def __init__(self, config: GQA, window: int | None, site: Site) -> None:
         super().__init__()
         config.check()
-        self.config = config
+        self.config, self.window = config, window
         self.heads = Heads(config, site)
         self.kv = KeysValues(config, site)
-        self.sink_H = Weight((config.heads,), "scalar") if config.sinks else None
 
     def forward(
         self,
@@ -138,24 +171,20 @@ class _GQA(Mixer):
         state: DecodeState | None,
         borrowed: Mapping[str, Tensor],
     ) -> tuple[Tensor, DecodeState | None, dict[str, Tensor]]:
-        q_BTHK = self.heads.queries(x_BTD, ctx)
-        k_BSGK, v_BSGK = self.kv(x_BTD, ctx)
-        mask_BTS = ctx.attend_BTT
+        entries, seen_BTS = self.kv(x_BTD, ctx), None
         if state is not None:
             assert isinstance(state, TokenCache)
-            state = state.extend(k_BSGK, v_BSGK)
-            k_BSGK, v_BSGK = state.entries
-            mask_BTS = state.attend_BTS(x_BTD.shape[1])
-        scale, whole = self.config.head_width**-0.5, state is None
-        out_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS, scale, self.sink_H, causal=whole)
-        return self.heads.back(out_BTHK), state, {}
+            state = state.extend(*entries)
+            entries, seen_BTS = state.entries, state.attend_BTS(x_BTD.shape[1])
+            state = state.trim()
+        return self.heads(x_BTD, ctx, entries, seen_BTS, self.window), state, {}
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:
-        return empty_cache(self.config, batch, dtype, device)
+        return empty_cache(self.config, batch, dtype, device, self.window)
 
     def state_bytes(self, context: int, dtype: torch.dtype) -> int:
-        return 2 * self.config.kv_heads * self.config.head_width * context * dtype.itemsize
+        kept = context if self.window is None else min(context, self.window + SLACK)
+        return 2 * self.config.kv_heads * self.config.head_width * kept * dtype.itemsize
 
     def flops(self, context: int) -> float:
-        # Scores and values over the causal half of the context: 2 products x 2 FLOPs / 2.
-        return 2.0 * self.config.heads * self.config.head_width * context
+        return self.heads.flops(context, self.window)

@@ -19,12 +19,12 @@ from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import SLACK, TokenCache
 from moebius.model.part import Site
+from moebius.model.rope import rotated
 from moebius.model.weight import Weight
 from moebius.monitor.tap import tap
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
 from moebius.ops.nsa import choose_blocks, compressed_attention, importance, selected_attention
-from moebius.ops.rope import rotate
 
 # Keys and values of tokens, each [B, T, G, K].
 KeyValue = tuple[Tensor, Tensor]
@@ -216,8 +216,7 @@ class _NSA(Mixer):
         return linear(out_BTHK.flatten(-2), self.w_o), state, {}
 
     def _rotate(self, x_BTHK: Tensor, ctx: Context) -> Tensor:
-        base = self.config.rope_base
-        return x_BTHK if base is None else rotate(x_BTHK, ctx.position_BT, base)
+        return rotated(x_BTHK, ctx.position_BT, self.config.rope_base, None)
 
     def _keys_values(self, x_BTD: Tensor, ctx: Context) -> tuple[KeyValue, KeyValue, KeyValue]:
         """New keys and values of the three branches; those of the first are not rotated."""

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from moebius.ops.linear import at_least_fp32
 
+# Tokens whose logits exist at a time.
+CHUNK = 1024
+
 
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
@@ -59,7 +62,7 @@ def _sum_only(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, valid_N: Tensor, chu
 
 
 def head_cross_entropy(
-    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, valid_N: Tensor, chunk: int = 1024
+    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, valid_N: Tensor, chunk: int = CHUNK
 ) -> Tensor:
     """Sum over valid tokens of the negative log-likelihood, in nats, as a scalar of at least fp32.
 
