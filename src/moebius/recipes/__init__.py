@@ -12,6 +12,9 @@ from moebius.train.run import Run
 
 TABLE: Mapping[str, str] = {
     "quickstart": "moebius.recipes.quickstart:quickstart",
+    "bench-longcat": "moebius.recipes.bench:bench_longcat",
+    "bench-qwen3moe": "moebius.recipes.bench:bench_qwen3moe",
+    "bench-llama": "moebius.recipes.bench:bench_llama",
     "longcat-flash": "moebius.recipes.longcat:longcat_flash",
     "longcat-nano": "moebius.recipes.longcat:longcat_nano",
     "longcat-small": "moebius.recipes.longcat:longcat_small",
