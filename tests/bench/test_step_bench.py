@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moebius.bench.step import bench_step
-from moebius.bench.twin import dense_twin
+from moebius.train.twin import dense_twin
 from moebius.config import override
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.block.scmoe import ScMoE

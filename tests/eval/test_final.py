@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import moebius
-from moebius.bench.twin import dense_twin
 from moebius.data import Prepared, prepare
 from moebius.eval.bits_per_byte import Heldout, bits_per_byte
 from moebius.eval.final import baselines, evaluate, expert_use
@@ -22,6 +21,7 @@ from moebius.model.lm import LM
 from moebius.train.folder import RunFolder
 from moebius.train.session import read_run
 from moebius.train.state import new_state
+from moebius.train.twin import dense_twin
 
 from ..running import Place
 

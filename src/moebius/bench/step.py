@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from moebius.bench.twin import dense_twin
 from moebius.data import Loader
 from moebius.model.count import count
 from moebius.model.ffn.moe import MoELayer, routers_of
@@ -25,6 +24,7 @@ from moebius.train.run import Run
 from moebius.train.session import check, device_of, open_data, trial
 from moebius.train.state import TrainState, new_state
 from moebius.train.step import context_of, train_step
+from moebius.train.twin import dense_twin
 
 WARM_UP = 3
 # Relative error allowed between the naive loop and the fast path, norm-wise, by dtype.
