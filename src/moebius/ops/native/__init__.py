@@ -1,9 +1,8 @@
 """Kernels for the CPU in C++, compiled once on the machine they run on.
 
-An op that has one keeps it beside its naive twin, as `native.cpp`; all of them are plain C functions
-over raw memory, and share `kernels.h`. They need Linux, a CPU with AVX512-BF16 (AMX is used where
-there is one), and a C++ compiler; without, `missing` says what lacks and the ops take their torch
-path.
+An op that has one keeps it beside its naive twin, as `native.cpp`; all are plain C functions over
+raw memory, and share `kernels.h`. They need Linux, a CPU with AVX512-BF16 (AMX is used where there
+is one), and a C++ compiler; without, `missing` says what lacks and the ops take their torch path.
 """
 
 import ctypes
