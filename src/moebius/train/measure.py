@@ -29,11 +29,19 @@ def step_line(
         "grad_norm": result.grad_norm,
         "skipped": state.skipped,
         **result.sums,
+        **_clipping(state, result),
         **sizes,
         "layers": layers,
         "hidden_rms": meter.hidden_rms(),
         "roles": role_metrics(state.model, result.update_ratios),
     }
+
+
+def _clipping(state: TrainState, result: StepResult) -> dict[str, Any]:
+    """The largest attention logit and the heads clipped so far, at steps where QK-Clip looked."""
+    if result.clipped is None:
+        return {}
+    return {"qk_logit_max": result.clipped.logit_max, "qk_clipped": state.clipped_heads}
 
 
 def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict[str, Any]]:

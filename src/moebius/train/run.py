@@ -24,6 +24,7 @@ from moebius.model.lm import ModelConfig
 from moebius.monitor.alarms import AlarmConfig
 from moebius.monitor.sinks import SinkConfig
 from moebius.optim.optimizer import OptimConfig
+from moebius.train.qk_clip import QKClip
 from moebius.train.stages import Stage, check_rising
 
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
@@ -49,6 +50,8 @@ class Run:
     precision: Precision = "auto"
     # A run stops, its state saved, after this many skipped (non-finite) updates in a row.
     max_bad_steps: int = 5
+    # Scale down the heads whose attention logits outgrow a threshold; none: leave them.
+    qk_clip: QKClip | None = None
 
     stop_at: int | None = runtime(None)
     log_every: int = runtime(1)

@@ -91,6 +91,8 @@ def check(run: Run) -> Counts:
     with torch.device("meta"):
         models = [section.model.build(run.vocab) for section in sections_of(run)]
         models[0].check_trainable()
+        if run.qk_clip is not None:
+            run.qk_clip.check(models[0])
         optimizer_of(run, models[0])
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)

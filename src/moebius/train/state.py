@@ -31,6 +31,8 @@ class TrainState:
     seconds: float = 0.0
     skipped: int = 0
     bad_in_a_row: int = 0
+    # Heads that QK-Clip scaled down, each time it did.
+    clipped_heads: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name, the real ones, not copies."""
@@ -44,7 +46,7 @@ class TrainState:
 
     def counters(self) -> dict[str, Any]:
         """The plain numbers of the state."""
-        names = ("step", "tokens", "seconds", "skipped", "bad_in_a_row")
+        names = ("step", "tokens", "seconds", "skipped", "bad_in_a_row", "clipped_heads")
         return {name: getattr(self, name) for name in names}
 
     def save(self, folder: Path, keep: int, facts: dict[str, Any]) -> Path:
@@ -61,6 +63,8 @@ class TrainState:
         self.optimizer.load_state_tensors(
             {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
         )
+        # Checkpoints of runs before there was QK-Clip do not count its heads.
+        counters = {"clipped_heads": 0, **counters}
         for name in self.counters():
             setattr(self, name, counters[name])
         torch.set_rng_state(random_cpu)

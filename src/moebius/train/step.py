@@ -20,6 +20,7 @@ from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.tap import Observer, observing
 from moebius.optim.optimizer import clip_
+from moebius.train.qk_clip import Clipped
 from moebius.train.run import Run
 from moebius.train.state import TrainState
 
@@ -37,6 +38,8 @@ class StepResult:
     sums: dict[str, float]
     stats: Stats
     update_ratios: dict[str, Tensor]
+    # What QK-Clip saw and did; None where it did not look.
+    clipped: Clipped | None
 
 
 def context_of(batch: Batch, step: int) -> Context:
@@ -99,6 +102,7 @@ def train_step(
     loss = float(total) / batch.num_targets
     applied = math.isfinite(loss) and math.isfinite(norm)
     ratios: dict[str, Tensor] = {}
+    clipped: Clipped | None = None
     if applied:
         ratios = state.optimizer.step(
             grads,
@@ -108,12 +112,16 @@ def train_step(
             measure=measure,
         )
         after_step(model, stats, state.step)
+        if run.qk_clip is not None and run.qk_clip.due(state.step):
+            first = batch.rows(0, 1)
+            clipped = run.qk_clip.apply(model, first, context_of(first, state.step), dtype)
+            state.clipped_heads += clipped.heads
     state.bad_in_a_row = 0 if applied else state.bad_in_a_row + 1
     state.skipped += not applied
     state.step += 1
     state.tokens += batch.num_targets
     means = {name: float(value) for name, value in sums.items()}
-    return StepResult(loss, norm, batch.num_targets, applied, means, stats, ratios)
+    return StepResult(loss, norm, batch.num_targets, applied, means, stats, ratios, clipped)
 
 
 def micro_rows(run: Run, batch: Batch) -> int:

@@ -57,6 +57,9 @@ class Mixer(nn.Module, ABC):
     borrows: tuple[str, ...] = ()
     # What those tensors are (widths, positions, window): equal for a lender and its borrowers.
     loan: Mapping[str, Any] = MappingProxyType({})
+    # Whether its logits are products of weights without bound, which QK-Clip may scale down.
+    # Not so for heads with normed queries and keys, and for mixers without a softmax (KDA).
+    clippable: bool = False
 
     @abstractmethod
     def forward(
@@ -79,6 +82,14 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, context: int) -> float:
         """Forward FLOPs per token at a context length, beyond the products with weights."""
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
+        """max_H, the largest logit of each head before its softmax; only where `clippable`."""
+        raise NotImplementedError(f"{type(self).__name__} has no logits to clip")
+
+    def clip_logits(self, gamma_H: Tensor) -> None:
+        """Scale weights in place so that each head's logits shrink by its gamma; as above."""
+        raise NotImplementedError(f"{type(self).__name__} has no logits to clip")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,7 @@ class _Reader(nn.Module, ABC):
     names: tuple[str, str]
     loan: Mapping[str, Any]
     window: int | None = None
+    clippable: bool
 
     @abstractmethod
     def forward(
@@ -70,6 +71,14 @@ class _Reader(nn.Module, ABC):
     def flops(self, context: int) -> float:
         """As of a mixer."""
 
+    @abstractmethod
+    def max_logits(self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...]) -> Tensor:
+        """max_H of whole sequences, from the shared tensors."""
+
+    @abstractmethod
+    def clip(self, gamma_H: Tensor) -> None:
+        """Shrink the logits of each head by its gamma; what is shared stays as it is."""
+
 
 class _HeadsReader(_Reader):
     names = ("keys", "values")
@@ -79,6 +88,7 @@ class _HeadsReader(_Reader):
         config.check()
         self.config, self.window = config, window
         self.heads = Heads(config, site)
+        self.clippable = self.heads.clippable
         alike = ("kv_heads", "head_width", "rope_base", "rope_scaling")
         self.loan = {**{name: getattr(config, name) for name in alike}, "window": window}
 
@@ -93,9 +103,16 @@ class _HeadsReader(_Reader):
     def flops(self, context: int) -> float:
         return self.heads.flops(context, self.window)
 
+    def max_logits(self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...]) -> Tensor:
+        return self.heads.max_logits(x_BTD, ctx, entries[0], self.window)
+
+    def clip(self, gamma_H: Tensor) -> None:
+        self.heads.clip(gamma_H)
+
 
 class _LatentsReader(_Reader):
     names = ("latents", "rotated_keys")
+    clippable = True
 
     def __init__(self, config: MLA, site: Site) -> None:
         super().__init__()
@@ -120,6 +137,14 @@ class _LatentsReader(_Reader):
     def flops(self, context: int) -> float:
         widths = self.config.nope_width + self.config.rope_width + self.config.v_width
         return float(self.config.heads * widths * context)
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...]) -> Tensor:
+        (q_BTHP, q_BTHR), (c_BSC, k_BSR) = self.queries(x_BTD, ctx), entries
+        return self.heads.max_logits(q_BTHP, q_BTHR, c_BSC, k_BSR, ctx.attend_BTT)
+
+    def clip(self, gamma_H: Tensor) -> None:
+        self.queries.clip(gamma_H)
+        self.heads.clip(gamma_H)
 
 
 def _reader(of: MixerConfig, site: Site) -> _Reader:
@@ -146,6 +171,7 @@ class _Lender(Mixer):
         super().__init__()
         self.reader, self.writer = reader, writer
         self.lends, self.loan = reader.names, reader.loan
+        self.clippable = reader.clippable
 
     def forward(
         self,
@@ -173,6 +199,12 @@ class _Lender(Mixer):
 
     def flops(self, context: int) -> float:
         return self.reader.flops(context)
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
+        return self.reader.max_logits(x_BTD, ctx, self.writer(x_BTD, ctx))
+
+    def clip_logits(self, gamma_H: Tensor) -> None:
+        self.reader.clip(gamma_H)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +235,7 @@ class _Borrower(Mixer):
         super().__init__()
         self.reader = reader
         self.borrows, self.loan = reader.names, reader.loan
+        self.clippable = reader.clippable
 
     def forward(
         self,
@@ -228,3 +261,9 @@ class _Borrower(Mixer):
 
     def flops(self, context: int) -> float:
         return self.reader.flops(context)
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
+        return self.reader.max_logits(x_BTD, ctx, tuple(borrowed[name] for name in self.borrows))
+
+    def clip_logits(self, gamma_H: Tensor) -> None:
+        self.reader.clip(gamma_H)

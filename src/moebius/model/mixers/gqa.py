@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import SLACK, TokenCache
+from moebius.model.mixers.logits import max_logits, scale_rows
 from moebius.model.part import Norm, Site
 from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
@@ -69,6 +70,14 @@ def _normed_and_rotated(x: Tensor, norm: nn.Module, config: GQA, ctx: Context) -
     return norm(x_BTHK) if config.qk_norm == "head_after_rope" else x_BTHK
 
 
+def _attend_BTT(ctx: Context, window: int | None) -> Tensor:
+    """Who sees whom in whole sequences: within a document, and no further back than the window."""
+    if window is None:
+        return ctx.attend_BTT
+    index_T = torch.arange(ctx.position_BT.shape[1], device=ctx.position_BT.device)
+    return ctx.attend_BTT & (index_T[:, None] - index_T[None, :] < window)
+
+
 class Heads(nn.Module):
     """Queries out of the model width, their attention, and what they saw back into it."""
 
@@ -96,10 +105,7 @@ class Heads(nn.Module):
         `seen_BTS` says which of them each token may see, None that they are its whole sequences.
         """
         whole = seen_BTS is None
-        mask_BTS = ctx.attend_BTT if seen_BTS is None else seen_BTS
-        if whole and window is not None:
-            index_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-            mask_BTS = mask_BTS & (index_T[:, None] - index_T[None, :] < window)
+        mask_BTS = _attend_BTT(ctx, window) if seen_BTS is None else seen_BTS
         q_BTHK, (k_BSGK, v_BSGK) = self.queries(x_BTD, ctx), entries
         out_BTHK = attention(
             q_BTHK,
@@ -123,6 +129,21 @@ class Heads(nn.Module):
         q = linear(x_BTD, self.w_q, self.b_q)
         return _normed_and_rotated(q, self.q_norm, self.config, ctx)
 
+    @property
+    def clippable(self) -> bool:
+        """Whether nothing bounds the logits; a norm of queries and keys does."""
+        return self.config.qk_norm == "none"
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, k_BSGK: Tensor, window: int | None) -> Tensor:
+        """max_H of whole sequences over finished keys."""
+        q_BTHK, mask_BTS = self.queries(x_BTD, ctx), _attend_BTT(ctx, window)
+        return max_logits(q_BTHK, k_BSGK, mask_BTS, self.config.head_width**-0.5)
+
+    def clip(self, factor_H: Tensor) -> None:
+        """Multiply the queries of each head."""
+        for weight in (self.w_q, self.b_q):
+            scale_rows(weight, factor_H[:, None])
+
 
 class KeysValues(nn.Module):
     """Finished keys (normed and rotated) and values: what a cache keeps."""
@@ -144,6 +165,11 @@ class KeysValues(nn.Module):
         v_BTGK = linear(x_BTD, self.w_v, self.b_v).unflatten(-1, (-1, self.config.head_width))
         return k_BTGK, v_BTGK
 
+    def clip(self, factor_G: Tensor) -> None:
+        """Multiply the keys of each key head."""
+        for weight in (self.w_k, self.b_k):
+            scale_rows(weight, factor_G[:, None])
+
 
 def empty_cache(
     config: GQA, batch: int, dtype: torch.dtype, device: torch.device, window: int | None = None
@@ -163,6 +189,7 @@ class Attention(Mixer):
         self.config, self.window = config, window
         self.heads = Heads(config, site)
         self.kv = KeysValues(config, site)
+        self.clippable = self.heads.clippable
 
     def forward(
         self,
@@ -188,3 +215,14 @@ class Attention(Mixer):
 
     def flops(self, context: int) -> float:
         return self.heads.flops(context, self.window)
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
+        return self.heads.max_logits(x_BTD, ctx, self.kv(x_BTD, ctx)[0], self.window)
+
+    def clip_logits(self, gamma_H: Tensor) -> None:
+        # Query heads that share a key head cannot each scale it: their queries take it all.
+        if self.config.kv_heads < self.config.heads:
+            self.heads.clip(gamma_H)
+            return
+        self.heads.clip(gamma_H.sqrt())
+        self.kv.clip(gamma_H.sqrt())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import TokenCache
+from moebius.model.mixers.logits import max_logits, scale_rows
 from moebius.model.part import Norm, Site
 from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
@@ -81,6 +82,13 @@ class Queries(nn.Module):
         q_BTHP, q_BTHR = q_BTHX.split([config.nope_width, config.rope_width], dim=-1)
         return q_BTHP, rotated(q_BTHR, ctx.position_BT, config.rope_base, config.rope_scaling)
 
+    def clip(self, gamma_H: Tensor) -> None:
+        """Multiply queries without positions by sqrt(gamma): keys take the other half. Those with
+        positions meet a key that all heads share, and take all of it."""
+        widths = torch.tensor([self.config.nope_width, self.config.rope_width])
+        both_H2 = torch.stack([gamma_H.sqrt(), gamma_H], dim=1)
+        scale_rows(self.w_qb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
+
 
 class Latents(nn.Module):
     """The finished latent and rotated key of each token: what a cache keeps."""
@@ -123,14 +131,31 @@ class LatentHeads(nn.Module):
         self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor
     ) -> Tensor:
         """y_BTD of whole sequences: keys and values are expanded."""
-        heads = self.config.heads
-        kv_BSHX = linear(c_BSC, self.w_kvb).unflatten(-1, (heads, -1))
-        k_BSHP, v_BSHV = kv_BSHX.split([self.config.nope_width, self.config.v_width], dim=-1)
-        k_BSHR = k_BSR[:, :, None].expand(-1, -1, heads, -1)
         q_BTHX = torch.cat([q_BTHP, q_BTHR], dim=-1)
-        k_BSHX = torch.cat([k_BSHP, k_BSHR], dim=-1)
+        k_BSHX, v_BSHV = self._expanded(c_BSC, k_BSR)
         out_BTHV = attention(q_BTHX, k_BSHX, v_BSHV, mask_BTS, self.score_scale, causal=True)
         return linear(out_BTHV.flatten(-2), self.w_o, self.b_o)
+
+    def _expanded(self, c_BSC: Tensor, k_BSR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (without positions, then with) and values of every head."""
+        kv_BSHX = linear(c_BSC, self.w_kvb).unflatten(-1, (self.config.heads, -1))
+        k_BSHP, v_BSHV = kv_BSHX.split([self.config.nope_width, self.config.v_width], dim=-1)
+        k_BSHR = k_BSR[:, :, None].expand(-1, -1, self.config.heads, -1)
+        return torch.cat([k_BSHP, k_BSHR], dim=-1), v_BSHV
+
+    def max_logits(
+        self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor
+    ) -> Tensor:
+        """max_H of whole sequences."""
+        q_BTHX = torch.cat([q_BTHP, q_BTHR], dim=-1)
+        return max_logits(q_BTHX, self._expanded(c_BSC, k_BSR)[0], mask_BTS, self.score_scale)
+
+    def clip(self, gamma_H: Tensor) -> None:
+        """Multiply the keys out of the latent by sqrt(gamma); values stay."""
+        config = self.config
+        widths = torch.tensor([config.nope_width, config.v_width])
+        both_H2 = torch.stack([gamma_H.sqrt(), torch.ones_like(gamma_H)], dim=1)
+        scale_rows(self.w_kvb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
 
     def absorbed(
         self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor
@@ -153,6 +178,8 @@ def empty_latents(config: MLA, batch: int, dtype: torch.dtype, device: torch.dev
 
 
 class _MLA(Mixer):
+    clippable = True
+
     def __init__(self, config: MLA, site: Site) -> None:
         super().__init__()
         config.check()
@@ -187,3 +214,11 @@ class _MLA(Mixer):
     def flops(self, context: int) -> float:
         widths = self.config.nope_width + self.config.rope_width + self.config.v_width
         return float(self.config.heads * widths * context)
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
+        (q_BTHP, q_BTHR), (c_BSC, k_BSR) = self.queries(x_BTD, ctx), self.latents(x_BTD, ctx)
+        return self.heads.max_logits(q_BTHP, q_BTHR, c_BSC, k_BSR, ctx.attend_BTT)
+
+    def clip_logits(self, gamma_H: Tensor) -> None:
+        self.queries.clip(gamma_H)
+        self.heads.clip(gamma_H)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import SLACK, TokenCache
+from moebius.model.mixers.logits import max_logits, scale_rows
 from moebius.model.part import Site
 from moebius.model.rope import rotated
 from moebius.model.weight import Weight
@@ -175,6 +176,8 @@ class _Past:
 
 
 class _NSA(Mixer):
+    clippable = True
+
     def __init__(self, config: NSA, site: Site) -> None:
         super().__init__()
         config.check()
@@ -341,3 +344,19 @@ class _NSA(Mixer):
         selected = min(half, config.num_selected * config.selected_block)
         seen = half / config.stride + selected + min(half, config.window)
         return 4.0 * config.heads * config.head_width * seen
+
+    def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
+        """The largest of the three branches; of selected tokens, over all that could be chosen."""
+        q_BTHK = linear(x_BTD, self.w_q).unflatten(-1, (self.config.heads, -1))
+        past = self._whole(self._keys_values(x_BTD, ctx), ctx)
+        scale, turned_BTHK = self.config.head_width**-0.5, self._rotate(q_BTHK, ctx)
+        seen = (
+            max_logits(q_BTHK, past.compressed[0], past.visible_BTC, scale),
+            max_logits(turned_BTHK, past.tokens[0], past.attend_BTS, scale),
+            max_logits(turned_BTHK, past.near[0], past.near_BTS, scale),
+        )
+        return torch.stack(seen).amax(0)
+
+    def clip_logits(self, gamma_H: Tensor) -> None:
+        # Queries take all of it: the one factor that all branches and shared key heads have.
+        scale_rows(self.w_q, gamma_H[:, None])
