@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moebius.ops.experts import BACKENDS, choose, experts
 from moebius.ops.experts.naive import experts_naive
-from moebius.ops.linear import clamped_swiglu
+from moebius.ops.swiglu import clamped_swiglu
 
 from .compare import TOLERANCE, assert_same, noise
 

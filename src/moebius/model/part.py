@@ -5,7 +5,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from moebius.model.weight import Weight
-from moebius.ops.linear import rms_norm
+from moebius.ops.norm import rms_norm
 
 
 @dataclasses.dataclass(frozen=True)

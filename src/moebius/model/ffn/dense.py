@@ -8,7 +8,8 @@ from moebius.model.context import Context
 from moebius.model.ffn import FeedForward, FeedForwardConfig, Pending, RouteStats
 from moebius.model.part import Site
 from moebius.model.weight import Weight
-from moebius.ops.linear import linear, swiglu
+from moebius.ops.linear import linear
+from moebius.ops.swiglu import swiglu
 
 
 @dataclasses.dataclass(frozen=True)

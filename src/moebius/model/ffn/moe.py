@@ -24,7 +24,8 @@ from moebius.model.weight import Weight
 from moebius.monitor.tap import tap
 from moebius.ops.experts import experts
 from moebius.ops.inject import inject
-from moebius.ops.linear import clamped_swiglu, linear, swiglu
+from moebius.ops.linear import linear
+from moebius.ops.swiglu import clamped_swiglu, swiglu
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moebius.ops.linear import linear, swiglu
+from moebius.ops.linear import linear
+from moebius.ops.swiglu import swiglu
 
 
 def experts_naive(

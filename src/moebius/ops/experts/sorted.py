@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebius.ops.linear import swiglu
+from moebius.ops.swiglu import swiglu
 
 SegmentMatmul = Callable[[Tensor, Tensor, Tensor], Tensor]
 Activation = Callable[[Tensor], Tensor]

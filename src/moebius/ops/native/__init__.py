@@ -54,18 +54,32 @@ def library(source: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def address(x: Tensor | None) -> ctypes.c_void_p:
-    """Where a contiguous tensor begins (null for None), as kernels take it."""
+def address(x: Tensor | None, strided: bool = False) -> ctypes.c_void_p:
+    """Where a tensor begins (null for None), as kernels take it; contiguous unless `strided`."""
     if x is None:
         return ctypes.c_void_p(None)
-    if not x.is_contiguous() or x.device.type != "cpu":
+    if x.device.type != "cpu" or not (strided or x.is_contiguous()):
         raise ValueError("a native kernel takes contiguous tensors on the CPU")
     return ctypes.c_void_p(x.data_ptr())
+
+
+def rows_apart(x: Tensor) -> tuple[Tensor, int]:
+    """The rows [N, D] of [..., D] and how many elements they lie apart; a copy if need be."""
+    evenly = x.stride(-1) == 1 or x.shape[-1] == 1
+    for i in range(x.ndim - 2):
+        evenly = evenly and x.stride(i) == x.stride(i + 1) * x.shape[i + 1]
+    x_ND = (x if evenly else x.contiguous()).view(-1, x.shape[-1])
+    return x_ND, x_ND.stride(0)
 
 
 def integer(x: int) -> ctypes.c_int64:
     """A size, as kernels take it."""
     return ctypes.c_int64(x)
+
+
+def real(x: float) -> ctypes.c_double:
+    """A number, as kernels take it."""
+    return ctypes.c_double(x)
 
 
 def threads() -> ctypes.c_int64:
