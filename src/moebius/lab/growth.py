@@ -9,19 +9,16 @@ steps. Arms of one seed share the order of the data, so differences are paired.
 import dataclasses
 import json
 import math
-import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moebius.checkpoint import complete
-from moebius.checkpoint.files import hash_file, replace_file
-from moebius.checkpoint.manifest import step_of
-from moebius.config import differences, identity, map_user_files
+from moebius.checkpoint.files import replace_file
 from moebius.data import DataConfig
 from moebius.lab.grow import grow
 from moebius.lab.stack import stacked
+from moebius.lab.trained import check_unbegun, train_in
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.count import Counts, count_config
 from moebius.model.ffn.dense import Dense
@@ -31,10 +28,8 @@ from moebius.monitor.runs import read_json
 from moebius.optim.optimizer import OptimConfig
 from moebius.optim.roles import default_roles
 from moebius.optim.schedules.wsd import WSD
-from moebius.train.folder import RunFolder
-from moebius.train.loop import continue_run, fit
 from moebius.train.run import Run
-from moebius.train.session import Progress, Say, read_run
+from moebius.train.session import Progress, Say
 
 TIMES = 2
 
@@ -140,11 +135,11 @@ def _seed(
     small = dataclasses.replace(run, stop_at=arms.grow_at)
     grown = dataclasses.replace(run, name=f"{run.name}-grown", model=large)
     paths = {name: folder / name for name in ("scratch", "small", "grown")}
-    _train(scratch, paths["scratch"], progress)
-    if _check(grown, paths["grown"]):
-        _train(small, paths["small"], progress)
+    train_in(scratch, paths["scratch"], progress)
+    if check_unbegun(grown, paths["grown"]):
+        train_in(small, paths["small"], progress)
         grow(paths["small"], paths["grown"], layers=TIMES, say=say, progress=progress)
-    _train(grown, paths["grown"], progress)
+    train_in(grown, paths["grown"], progress)
     record = read_json(paths["grown"] / "run.json")["grown"]
     first = {name: record[name] for name in ("step", "parent_loss", "first_loss")}
     found = {name: _figures(paths[name]) for name in ("scratch", "grown")}
@@ -152,41 +147,6 @@ def _seed(
     found["grown"] |= {"flops": arms.grown_arm_flops, **first}
     difference = found["grown"]["val_loss"] - found["scratch"]["val_loss"]
     return {"seed": run.seed, **found, "difference": difference}
-
-
-def _check(run: Run, folder: Path) -> bool:
-    """Whether a run is yet to begin in a folder; ValueError where another one lies there."""
-    if not (folder / "run.json").is_file():
-        return True
-    old, _ = read_run(RunFolder.open(folder))
-    changed = differences(_identity(old), _identity(run))
-    if changed:
-        raise ValueError(
-            f"{folder} holds another experiment ({'; '.join(changed[:3])}); choose another folder"
-        )
-    return False
-
-
-def _identity(run: Run) -> Any:
-    """What identifies a run; a user's own files by their bytes, wherever they lie."""
-    return map_user_files(identity(run), lambda file: hash_file(Path(file)))
-
-
-def _train(run: Run, folder: Path, progress: Progress | None) -> None:
-    """Train a run up to its last step, from the start or from where it was stopped."""
-    if _check(run, folder):
-        shutil.rmtree(folder, ignore_errors=True)  # what a kill left before there was a run
-        fit(run, folder, progress)
-    elif not _is_done(run, folder):
-        stop = "none" if run.stop_at is None else str(run.stop_at)
-        continue_run(folder, [f"stop_at={stop}"], progress)
-
-
-def _is_done(run: Run, folder: Path) -> bool:
-    if run.last_step == run.steps:
-        return (folder / "summary.json").is_file()
-    newest = [step_of(path) for path in complete(folder / "checkpoints")[-1:]]
-    return newest == [run.last_step]
 
 
 def _figures(folder: Path) -> dict[str, Any]:
