@@ -1,10 +1,13 @@
 """Rotary positions against multiplication by complex numbers."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor
 
-from moebius.ops.rope import rotate
+from moebius.ops.native import missing
+from moebius.ops.rope import BACKENDS, rotate
 
 from .compare import TOLERANCE, assert_same, noise
 
@@ -56,3 +59,23 @@ def test_fp32_angles_hold_at_long_contexts() -> None:
     x = noise(1, 1, 1, 64, dtype=torch.float32)
     error = rotate(x, position_BT, 1e6) - rotate_complex(x, position_BT, 1e6)
     assert float(error.abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("rotated", [2, 16, 24])
+@pytest.mark.parametrize("apart", [False, True])
+def test_backends_turn_the_last_dims_alike(rotated: int, apart: bool) -> None:
+    x_BTHK = noise(2, 5, 3, 40)[..., :30] if apart else noise(2, 5, 3, 30)
+    x_BTHK, angle_BTP = x_BTHK.bfloat16(), noise(2, 5, rotated // 2, seed=1).float()
+    names = ["naive"] if missing() else ["naive", "native"]
+
+    def formula(inputs: Mapping[str, Tensor]) -> Tensor:
+        x = inputs["x"].double()
+        cos, sin = angle_BTP.double().cos()[:, :, None], angle_BTP.double().sin()[:, :, None]
+        still = x.shape[-1] - rotated
+        even, odd = x[..., still::2], x[..., still + 1 :: 2]
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+        return torch.cat([x[..., :still], 1.5 * turned], dim=-1).to(x_BTHK.dtype)
+
+    for name in names:
+        backend = BACKENDS[name]
+        assert_same(lambda i, op=backend: op(i["x"], angle_BTP, 1.5), formula, {"x": x_BTHK}, 1e-2)
