@@ -21,6 +21,7 @@ from moebius.infer.load import load
 from moebius.infer.sample import sample_text
 from moebius.lab.grow import grow, parse_factor
 from moebius.lab.growth import growth_experiment
+from moebius.lab.noise import noise_at_start, noise_of_folder, noise_rows
 from moebius.lab.plan import plan
 from moebius.lab.plan_table import render_plan
 from moebius.monitor.compare import compare_rows, write_comparison
@@ -258,6 +259,30 @@ def growth_lab(
         )
     if as_json:
         typer.echo(json.dumps(found, indent=2))
+
+
+@lab_app.command("noise")
+def noise_lab(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or a recipe.")],
+    overrides: Overrides = None,
+    repeats: Annotated[int, typer.Option(help="Batches measured.")] = 8,
+    micro: Annotated[int, typer.Option(help="Sequences of a micro-batch.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the gradient noise scale, and the learning rate of experts that follows from it."""
+    with progress_bar() as progress:
+        if Path(name).is_dir() and not overrides:
+            found = noise_of_folder(
+                Path(name), repeats=repeats, micro=micro, say=_say, progress=progress
+            )
+        else:
+            run = _run(name, overrides)
+            found = noise_at_start(run, repeats=repeats, micro=micro, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _print(noise_rows(found), as_json=False)
+        typer.echo(found["says"])
 
 
 def _say(text: str) -> None:
