@@ -23,7 +23,8 @@ class _Turn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return _turn(grad_outputs[0], *ctx.saved_tensors, -1.0), None, None
+        cosine_BTP, sine_BTP = ctx.saved_tensors
+        return _turn(grad_outputs[0], cosine_BTP, sine_BTP, -1.0), None, None
 
 
 def _turn(x_BTHK: Tensor, cosine_BTP: Tensor, sine_BTP: Tensor, sign: float) -> Tensor:
