@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebius.ops.experts import BACKENDS, choose, experts
+from moebius.ops.experts import BACKENDS, choose, experts, in_use
 from moebius.ops.experts.naive import experts_naive
+from moebius.ops.native import missing
 from moebius.ops.swiglu import clamped_swiglu
 
 from .compare import TOLERANCE, assert_same, noise
@@ -26,12 +27,13 @@ ROUTINGS = {
     "dropped": torch.tensor([[8, 0, 1], [2, 8, 8], [8, 8, 8], [4, 3, 8]]),
     "nothing_routed": torch.tensor([[5, 6], [8, 7]]),
 }
-# grouped_mm takes bf16 and fp32.
+# grouped_mm takes bf16 and fp32, the native kernel bf16.
 PAIRS = [
     (name, dtype)
     for name, dtypes in {
         "segments": (torch.float64, torch.float32, torch.bfloat16),
         "grouped": (torch.float32, torch.bfloat16),
+        "native": (torch.bfloat16,) if missing() is None else (),
     }.items()
     for dtype in dtypes
 ]
@@ -59,7 +61,9 @@ def function(
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_fast_experts_equal_naive(routing: str, backend: str, dtype: torch.dtype) -> None:
     index_NS = ROUTINGS[routing]
-    inputs = inputs_of(index_NS, 16, 24, dtype, torch.promote_types(dtype, torch.float32))
+    width, hidden = (64, 32) if backend == "native" else (16, 24)
+    master = torch.promote_types(dtype, torch.float32)
+    inputs = inputs_of(index_NS, width, hidden, dtype, master)
     fast, naive = function(BACKENDS[backend], index_NS), function(experts_naive, index_NS)
     assert_same(fast, naive, inputs, TOLERANCE[dtype])
 
@@ -80,7 +84,7 @@ def test_segments_equal_naive_on_many_tokens(seed: int) -> None:
     assert_same(fast, naive, inputs, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize(("backend", "dtype"), PAIRS, ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), [p for p in PAIRS if p[0] != "native"], ids=str)
 def test_biases_and_clamped_swiglu_equal_naive(backend: str, dtype: torch.dtype) -> None:
     index_NS = ROUTINGS["zero_experts"]
     inputs = inputs_of(index_NS, 16, 24, dtype, torch.promote_types(dtype, torch.float32))
@@ -116,6 +120,21 @@ def test_dropped_assignments_and_zero_experts_add_nothing() -> None:
 
 
 def test_the_choice_is_a_backend() -> None:
-    assert choose(torch.device("cpu"), torch.bfloat16) == "segments"
-    assert choose(torch.device("cuda"), torch.bfloat16) == "grouped"
-    assert choose(torch.device("cuda"), torch.float32) == "segments"
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    on_cpu = "native" if missing() is None else "segments"
+    fits, wide = torch.empty(2, 64, 32), torch.empty(2, 64, 24)
+    assert choose(cpu, torch.bfloat16) == choose(cpu, torch.bfloat16, fits) == on_cpu
+    assert choose(cpu, torch.float32, fits) == choose(cuda, torch.float32, fits) == "segments"
+    assert choose(cuda, torch.bfloat16, fits) == choose(cuda, torch.bfloat16, wide) == "grouped"
+    assert in_use(cpu, torch.bfloat16, fits).startswith(on_cpu)
+    assert in_use(cpu, torch.float32, fits) == "segments"
+
+
+def test_experts_that_the_kernel_does_not_take_say_why() -> None:
+    kind = (torch.device("cpu"), torch.bfloat16)
+    fits, wide = torch.empty(2, 64, 32), torch.empty(2, 64, 24)
+    assert choose(*kind, wide) == choose(*kind, fits, True) == "segments"
+    assert in_use(*kind, wide) == "segments (widths 64 and 24 are not multiples of 32)"
+    assert in_use(*kind, fits, True) == "segments (experts have biases)"
+    activation = partial(clamped_swiglu, alpha=1.702, limit=0.7)
+    assert in_use(*kind, fits, False, activation) == "segments (the activation is not SwiGLU)"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from moebius.config import resolve
+from moebius.model.ffn.moe import routers_of
 from moebius.monitor.alarms import Alarms
 from moebius.monitor.ceiling import synchronise
 from moebius.monitor.console import LiveDisplay, summary_table
@@ -25,7 +26,7 @@ from moebius.monitor.meters import Meter, budget_summary
 from moebius.monitor.report import write_report
 from moebius.monitor.runs import read_metrics
 from moebius.monitor.sinks import JsonLines
-from moebius.ops.experts import choose as choose_experts
+from moebius.ops.experts import in_use
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import budgets, step_line
@@ -197,10 +198,19 @@ def _facts(session: Session) -> dict[str, str]:
         f"{session.ceiling / 1e9:,.0f} GFLOP/s on plain products",
         "parameters": f"{counts.total / 1e6:.2f}M, active {counts.active_mean / 1e6:.2f}M "
         f"({counts.active_min / 1e6:.2f}M to {counts.active_max / 1e6:.2f}M)",
-        "in use": f"attention sdpa, experts {choose_experts(session.device, session.dtype)}, "
-        f"{torch.get_num_threads()} threads",
+        "in use": f"attention sdpa, {_experts_in_use(session)}, {torch.get_num_threads()} threads",
         **{f"data {i}": text for i, text in enumerate(session.prepared.describe())},
     }
+
+
+def _experts_in_use(session: Session) -> str:
+    """The backends of the model's MoE layers, by name."""
+    moes = [moe for block in session.state.model.blocks() for moe in routers_of(block)]
+    place = (session.device, session.dtype)
+    names = {
+        in_use(*place, moe.w_down_EDF, moe.b_down_ED is not None, moe.activation) for moe in moes
+    }
+    return f"experts {' and '.join(sorted(names))}" if names else "no experts"
 
 
 def _adam_eps(run: Run) -> float:

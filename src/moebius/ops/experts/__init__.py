@@ -1,8 +1,9 @@
 """The expert op: each token's rows through the experts chosen for it, weighted and summed.
 
-`naive` (a loop over experts) is the truth in any precision; `segments` sorts the rows once and
-runs one matrix product a segment, the fast path on a CPU; `grouped` hands the same sorted rows to
-torch's grouped_mm, the fast path on CUDA. Experts are SwiGLU; weights in the layout E2FD and EDF.
+`naive` (a loop over experts) is the truth in any precision; `native` is one kernel for bf16 on a
+CPU; `segments` sorts the rows once and runs one matrix product a segment, for all else; `grouped`
+hands the same sorted rows to torch's grouped_mm, the fast path on CUDA. Experts are SwiGLU; weights
+in the layout E2FD and EDF.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from moebius.ops.experts.naive import experts_naive
+from moebius.ops.experts.native import experts_native, unfit
 from moebius.ops.experts.sorted import experts_grouped, experts_segments
-from moebius.ops.linear import swiglu
+from moebius.ops.swiglu import swiglu
 
 Activation = Callable[[Tensor], Tensor]
 ExpertOp = Callable[
@@ -21,14 +23,38 @@ ExpertOp = Callable[
 
 BACKENDS: dict[str, ExpertOp] = {
     "naive": experts_naive,
+    "native": experts_native,
     "segments": experts_segments,
     "grouped": experts_grouped,
 }
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> str:
-    """The backend in use on a device, by name."""
-    return "grouped" if device.type == "cuda" and dtype == torch.bfloat16 else "segments"
+def choose(
+    device: torch.device,
+    dtype: torch.dtype,
+    w_down_EDF: Tensor | None = None,
+    biased: bool = False,
+    activation: Activation = swiglu,
+) -> str:
+    """The backend in use on a device, by name, for such experts (None: of fitting widths)."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        return "grouped"
+    fits = device.type == "cpu" and dtype == torch.bfloat16
+    return "native" if fits and unfit(w_down_EDF, biased, activation) is None else "segments"
+
+
+def in_use(
+    device: torch.device,
+    dtype: torch.dtype,
+    w_down_EDF: Tensor,
+    biased: bool = False,
+    activation: Activation = swiglu,
+) -> str:
+    """The name of the backend and, where a CPU in bf16 cannot use its kernel, the reason."""
+    name = choose(device, dtype, w_down_EDF, biased, activation)
+    if name != "segments" or device.type != "cpu" or dtype != torch.bfloat16:
+        return name
+    return f"{name} ({unfit(w_down_EDF, biased, activation)})"
 
 
 def experts(
@@ -46,6 +72,7 @@ def experts(
     FFN_e is `down(activation(gate_up(x)))`, SwiGLU unless another activation [..., 2F] -> [..., F]
     is given. Shapes: x_ND, index_NS (int64), weight_NS (at least fp32) -> y_ND in the dtype of x.
     """
-    op = BACKENDS[choose(x_ND.device, x_ND.dtype)]
+    biased = b_gate_up_E2F is not None or b_down_ED is not None
+    op = BACKENDS[choose(x_ND.device, x_ND.dtype, w_down_EDF, biased, activation)]
     weights = (w_gate_up_E2FD, w_down_EDF, b_gate_up_E2F, b_down_ED)
     return op(x_ND, index_NS, weight_NS, *weights, activation)

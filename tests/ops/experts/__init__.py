@@ -1,0 +1,1 @@
+"""The native expert kernel, by itself."""
