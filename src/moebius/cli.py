@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moebius.bench.step import bench_step
-from moebius.bench.table import rows_table
+from moebius.bench.table import print_result
+from moebius.bench.timing import WARM_UP
 from moebius.checkpoint.hf import Target
 from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
@@ -52,6 +53,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides such as optim.lr=6e-4 or data.path=DIR.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the table as markdown.")]
+RecipeName = Annotated[str, typer.Argument(metavar="[RECIPE]")]
+Repeats = Annotated[int, typer.Option(help="Timed turns of each; medians are shown.")]
 
 
 @app.command()
@@ -228,18 +232,36 @@ def inspect_data(
 
 @bench_app.command("step")
 def step_bench(
-    name: Annotated[str, typer.Argument(metavar="[RECIPE]")] = "quickstart",
+    name: RecipeName = "quickstart",
     overrides: Overrides = None,
-    repeats: Annotated[int, typer.Option(help="Timed steps of each model.")] = 10,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Other code beside it: transformers.")
+    ] = None,
+    forced_balanced: Annotated[
+        bool, typer.Option(help="Time forced-balanced routing as well.")
+    ] = True,
+    repeats: Repeats = 10,
+    warm_up: Annotated[
+        int, typer.Option(help="Steps of our model before it is timed; routing settles in them.")
+    ] = WARM_UP,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="One model after the other, to save memory.")
+    ] = False,
     as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
-    """Time whole training steps of a recipe beside a dense model of equal active parameters."""
+    """Time whole training steps of a recipe, its dense twin and peers, after checking outputs."""
     with progress_bar() as progress:
-        result = bench_step(_run_or_default(name, overrides), repeats, progress)
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        Console().print(rows_table(result))
+        result = bench_step(
+            _run_or_default(name, overrides),
+            peers=peer or (),
+            forced_balanced=forced_balanced,
+            repeats=repeats,
+            warm_up=warm_up,
+            apart=apart,
+            progress=progress,
+        )
+    print_result(result, as_json, as_markdown)
 
 
 @lab_app.command("growth")

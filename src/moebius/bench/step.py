@@ -1,150 +1,234 @@
-"""`moebius bench step`: whole training steps on real text, beside the dense twin, in one run.
+"""`moebius bench step`: whole training steps on real text, ours and others, in one run.
 
-Steps of all models are interleaved and their medians taken; the router learns as in training.
-Before any ratio is printed, the experts in use are compared, values and gradients, with the naive
-loop on the model's own routing.
+Ours with its learned router, the same with routing forced to be balanced, the dense twin, peers.
+Each model lives in a process of its own; steps are interleaved and their medians taken, data
+loading included. Before any ratio is printed, the ops in use are compared with their naive forms,
+and a peer's model with ours, values and gradients.
 """
 
+import contextlib
+import dataclasses
 import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from moebius.bench.agreement import agree, model_errors
+from moebius.bench.balanced import balanced_twin
+from moebius.bench.child import Child
+from moebius.bench.memory import WHY_NONE
+from moebius.bench.ours import SPEC
+from moebius.bench.peers import Peer, peer_named
+from moebius.bench.timing import WARM_UP, machine
+from moebius.config import to_json
 from moebius.data import Loader
-from moebius.model.count import count
-from moebius.model.ffn.moe import MoELayer, routers_of
-from moebius.model.lm import LM
-from moebius.monitor.ceiling import matmul_rate, synchronise
-from moebius.ops.experts import BACKENDS, choose
+from moebius.ops.experts import choose
 from moebius.train.precision import DTYPES
 from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
 from moebius.train.session import check, device_of, open_data, trial
-from moebius.train.state import TrainState, new_state
-from moebius.train.step import context_of, train_step
+from moebius.train.state import new_state
 from moebius.train.twin import dense_twin
 
-WARM_UP = 3
-# Relative error allowed between the naive loop and the fast path, norm-wise, by dtype.
-TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}
+Progress = Callable[[str, int, int], None]
+# Steps that are profiled for the split.
+PROFILED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A row to be timed: what it is (ours, balanced, twin, or a peer's name) and its child."""
+
+    kind: str
+    name: str
+    spec: str
+    run_json: Any
+    options: Any
+    agrees: bool
+    warm_up: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What was measured of a row."""
+
+    facts: dict[str, Any]
+    steps: list[dict[str, Any]]
+    after: dict[str, Any]
+    split: dict[str, float]
 
 
 def bench_step(
-    run: Run, repeats: int = 10, progress: Callable[[str, int, int], None] | None = None
+    run: Run,
+    *,
+    peers: Sequence[str] = (),
+    forced_balanced: bool = True,
+    repeats: int = 10,
+    warm_up: int = WARM_UP,
+    apart: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time a run and its dense twin; a dict of machine facts and `rows`."""
+    """Time a run beside its twins and peers; a dict of machine facts, errors, split and `rows`.
+
+    `warm_up` steps of our own model are left out (others: WARM_UP), so that routing can settle
+    first. `apart` times one model after the other, for those that do not fit in memory together.
+    """
     check(run)
+    prepare = [peer_named(name) for name in peers]
     device = device_of(run)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     _, loader = open_data(run, progress)
-    runs = [run, dense_twin(run)]
-    states = [new_state(one, device) for one in runs]
-    precision, _ = choose_precision(run.precision, device, trial(run, states[0], loader, device))
-    dtype = DTYPES[precision]
-    agreement = max_error(states[0].model, loader, device, dtype)
-    agrees = agreement is None or agreement <= TOLERANCE[dtype]
-    seconds: list[list[float]] = [[] for _ in runs]
-    peaks = [0 for _ in runs]
-    for turn in range(WARM_UP + repeats):
-        for i, (one, state) in enumerate(zip(runs, states, strict=True)):
-            elapsed, peak = _timed_step(one, state, loader, device, dtype)
-            peaks[i] = max(peaks[i], peak)
-            if turn >= WARM_UP:
-                seconds[i].append(elapsed)
-    ceiling = run.matmul_flops or matmul_rate(device, dtype)
-    rows = [
-        _row(one, state, statistics.median(times), peak, ceiling, agrees)
-        for one, state, times, peak in zip(runs, states, seconds, peaks, strict=True)
-    ]
-    for row in rows:
-        row["step_over_twin"] = row["seconds"] / rows[-1]["seconds"] if agrees else None
+    run, errors = _settled(run, loader, device)
+    dtype = DTYPES[run.precision]
+    agrees = agree(errors, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        batch = loader.batch(0)
+        found = [
+            each(run, batch, device, Path(folder) / name)
+            for name, each in zip(peers, prepare, strict=True)
+        ]
+        plans = _plans(run, found, forced_balanced, agrees, warm_up)
+        timings = _timings(plans, repeats, apart, device)
+    facts = machine(device, dtype, run.matmul_flops)
+    rows = [_row(plan, one, run, facts) for plan, one in zip(plans, timings, strict=True)]
+    _ratios(plans, rows)
     return {
-        "device": _name(device),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "matmul_flops": ceiling,
+        **facts,
+        "precision": run.precision,
         "experts": choose(device, dtype),
-        "expert_error": agreement,
+        "errors": errors,
+        "expert_error": errors.get("experts"),
+        "peer_errors": {peer.name: peer.errors for peer in found},
+        "split": timings[0].split,
         "rows": rows,
     }
 
 
-def _timed_step(
-    run: Run, state: TrainState, loader: Loader, device: torch.device, dtype: torch.dtype
-) -> tuple[float, int]:
+def _settled(run: Run, loader: Loader, device: torch.device) -> tuple[Run, dict[str, float]]:
+    """The run with its precision chosen, and how its ops agree with their naive forms."""
+    state = new_state(run, device)
+    precision, _ = choose_precision(run.precision, device, trial(run, state, loader, device))
+    run = dataclasses.replace(run, precision=precision)
+    batch = loader.batch(0)
+    rows = batch.rows(0, min(len(batch), run.micro_batch or len(batch))).to(device)
+    return run, model_errors(state.model, rows, device, DTYPES[precision])
+
+
+def _plans(
+    run: Run, peers: Sequence[Peer], forced_balanced: bool, agrees: bool, warm_up: int
+) -> list[Plan]:
+    own = [("ours", run, warm_up)]
+    twin = dense_twin(run)
+    if twin.model != run.model:
+        if forced_balanced:
+            own.append(("balanced", balanced_twin(run), WARM_UP))
+        own.append(("twin", twin, WARM_UP))
+    plans = [
+        Plan(kind, one.name, SPEC, to_json(one), None, agrees, steps) for kind, one, steps in own
+    ]
+    for peer in peers:
+        # A peer is compared with our model, so it can only agree where ours is right.
+        right = agrees and peer.agrees
+        plans.append(
+            Plan(
+                "peer",
+                f"{peer.name} {run.name}",
+                peer.stepper,
+                to_json(run),
+                peer.options,
+                right,
+                WARM_UP,
+                peer.notes,
+            )
+        )
+    return plans
+
+
+def _timings(
+    plans: Sequence[Plan], repeats: int, apart: bool, device: torch.device
+) -> list[Timing]:
+    """Time all plans at once, in turns, or one by one."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    synchronise(device)
-    start = time.perf_counter()
-    train_step(run, state, loader.batch(state.step).to(device), dtype, None, False)
-    synchronise(device)
-    elapsed = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return elapsed, peak
+        torch.cuda.empty_cache()
+    groups = [[plan] for plan in plans] if apart else [list(plans)]
+    return [timing for group in groups for timing in _interleaved(group, repeats)]
 
 
-def _row(
-    run: Run, state: TrainState, seconds: float, peak: int, ceiling: float, agrees: bool
-) -> dict[str, Any]:
-    counts = count(state.model, run.sequence_length)
+def _interleaved(plans: Sequence[Plan], repeats: int) -> list[Timing]:
+    with contextlib.ExitStack() as open_children:
+        children = [
+            open_children.enter_context(Child(plan.spec, plan.run_json, plan.options))
+            for plan in plans
+        ]
+        for plan, child in zip(plans, children, strict=True):
+            for _ in range(plan.warm_up):
+                child.step()
+        steps: list[list[dict[str, Any]]] = [[] for _ in plans]
+        for _ in range(repeats):
+            for child, own in zip(children, steps, strict=True):
+                own.append(child.step())
+        afters = [child.after() for child in children]
+        splits = [
+            child.split(PROFILED) if plan.kind == "ours" else {}
+            for plan, child in zip(plans, children, strict=True)
+        ]
+    facts = [child.facts for child in children]
+    return [Timing(*each) for each in zip(facts, steps, afters, splits, strict=True)]
+
+
+def _row(plan: Plan, timing: Timing, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    def median(key: str) -> float:
+        return statistics.median(step[key] for step in timing.steps)
+
+    seconds = median("seconds")
     speed = run.tokens_per_step() / seconds
+    flops = timing.facts.get("flops_per_token")
+    peaks = [step["peak_memory_bytes"] for step in timing.steps]
+    peak = None if None in peaks else max(peaks)
+    notes = [*plan.notes, *timing.facts["notes"], *([WHY_NONE] if peak is None else [])]
     return {
-        "name": run.name,
+        "name": plan.name,
+        "kind": plan.kind,
         "tokens_per_second": speed,
-        "mfu": speed * counts.flops_train / ceiling,
+        "mfu": None if flops is None else speed * flops / facts["matmul_flops"],
+        "mfu_of_sheet": flops and facts["sheet_flops"] and speed * flops / facts["sheet_flops"],
         "seconds": seconds,
-        "params_total": counts.total,
-        "params_active_mean": counts.active_mean,
-        # Of the device's allocator; the two models share one process on a CPU.
-        "peak_memory_bytes": peak or None,
-        "agrees": agrees,
+        "step_over_twin": None,
+        "over_peer": None,
+        "over_balanced": None,
+        "memory_over_peer": None,
+        "peak_memory_bytes": peak,
+        "agrees": plan.agrees,
+        "optimizer_share": median("optimizer_seconds") / seconds,
+        "data_share": median("data_seconds") / seconds,
+        "params_active_mean": timing.facts.get("params_active_mean"),
+        "params_total": timing.facts["params_total"],
+        "loss": timing.steps[-1]["loss"],
+        **timing.after,
+        "notes": notes,
     }
 
 
-def max_error(model: LM, loader: Loader, device: torch.device, dtype: torch.dtype) -> float | None:
-    """Largest relative error of the experts in use against the naive loop; None without a MoE."""
-    batch = loader.batch(0).to(device)
-    ctx = context_of(batch, 0)
-    h_BTD = torch.nn.functional.rms_norm(model.embed(batch.tokens_BT, dtype), (model.config.width,))
-    errors: list[float] = []
-    for block in model.blocks():
-        for moe in routers_of(block):
-            pending = moe.begin(h_BTD.detach(), ctx)
-            assert pending.index_NS is not None and pending.weight_NS is not None
-            inputs = (h_BTD.flatten(0, 1), pending.index_NS, pending.weight_NS)
-            names = ("naive", choose(device, dtype))
-            truth, fast = (_values_and_gradients(moe, name, *inputs) for name in names)
-            errors += [_relative(a, b) for a, b in zip(truth, fast, strict=True)]
-    return max(errors, default=None)
-
-
-def _values_and_gradients(
-    moe: MoELayer,
-    backend: str,
-    x_ND: torch.Tensor,
-    index_NS: torch.Tensor,
-    weight_NS: torch.Tensor,
-) -> list[torch.Tensor]:
-    weights = (moe.w_gate_up_E2FD, moe.w_down_EDF, moe.b_gate_up_E2F, moe.b_down_ED)
-    own = [None if x is None else _leaf(x) for x in weights]
-    x_ND, weight_NS = _leaf(x_ND), _leaf(weight_NS)
-    y_ND = BACKENDS[backend](x_ND, index_NS, weight_NS, *own, moe.activation)  # pyright: ignore
-    generator = torch.Generator().manual_seed(0)
-    grad_ND = torch.randn(y_ND.shape, generator=generator).to(y_ND.device, y_ND.dtype)
-    leaves = [x_ND, weight_NS, *(x for x in own if x is not None)]
-    return [y_ND.detach(), *torch.autograd.grad(y_ND, leaves, grad_ND)]
-
-
-def _leaf(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().clone().requires_grad_()
-
-
-def _relative(truth: torch.Tensor, other: torch.Tensor) -> float:
-    return float((other.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _ratios(plans: Sequence[Plan], rows: Sequence[dict[str, Any]]) -> None:
+    """Fill in the ratios, between rows that both agree; a peer computes our model's own numbers."""
+    by_kind = {plan.kind: row for plan, row in zip(plans, rows, strict=True)}
+    peers = [row for row in rows if row["kind"] == "peer"]
+    twin, balanced = by_kind.get("twin"), by_kind.get("balanced")
+    peer = max(peers, key=lambda row: row["tokens_per_second"], default=None)
+    for row in rows:
+        if twin and row["agrees"] and twin["agrees"]:
+            row["step_over_twin"] = row["seconds"] / twin["seconds"]
+    ours = by_kind["ours"]
+    if balanced and ours["agrees"]:
+        ours["over_balanced"] = balanced["seconds"] / ours["seconds"]
+    if peer and ours["agrees"] and peer["agrees"]:
+        for row in rows:
+            if row["kind"] in ("ours", "balanced"):
+                row["over_peer"] = peer["seconds"] / row["seconds"]
+        if ours["peak_memory_bytes"] and peer["peak_memory_bytes"]:
+            ours["memory_over_peer"] = ours["peak_memory_bytes"] / peer["peak_memory_bytes"]
