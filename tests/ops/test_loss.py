@@ -1,11 +1,12 @@
-"""The chunked loss of a linear head against all logits at once."""
+"""The loss of a linear head in chunks of tokens, on any device, against all logits at once."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moebius.ops.loss import head_cross_entropy, head_cross_entropy_naive
+from moebius.ops.loss.chunked import head_cross_entropy_chunked as chunked
+from moebius.ops.loss.naive import head_cross_entropy_naive as naive
 
 from .compare import TOLERANCE, assert_same, noise
 
@@ -30,8 +31,8 @@ def test_chunked_equals_naive(count: int, chunk: int, dtype: torch.dtype) -> Non
         "w": noise(VOCAB, WIDTH, seed=2, dtype=master),
     }
     assert_same(
-        lambda x: head_cross_entropy(x["h"], x["w"], target_N, valid_N, chunk),
-        lambda x: head_cross_entropy_naive(x["h"], x["w"], target_N, valid_N),
+        lambda x: chunked(x["h"], x["w"], target_N, valid_N, chunk),
+        lambda x: naive(x["h"], x["w"], target_N, valid_N),
         inputs,
         TOLERANCE[dtype],
     )
@@ -41,9 +42,9 @@ def test_chunked_equals_naive(count: int, chunk: int, dtype: torch.dtype) -> Non
 def test_without_gradients_it_is_the_same(dtype: torch.dtype) -> None:
     target_N, valid_N = tokens(13)
     h_ND, w_VD = noise(13, WIDTH, seed=1, dtype=dtype), noise(VOCAB, WIDTH, seed=2, dtype=dtype)
-    with_grad = head_cross_entropy(h_ND, w_VD, target_N, valid_N, 4)
+    with_grad = chunked(h_ND, w_VD, target_N, valid_N, 4)
     with torch.no_grad():
-        without = head_cross_entropy(h_ND, w_VD, target_N, valid_N, 4)
+        without = chunked(h_ND, w_VD, target_N, valid_N, 4)
     assert without.dtype == with_grad.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(without, with_grad)
 
@@ -54,9 +55,9 @@ def test_invalid_rows_count_for_nothing(grad: bool) -> None:
     h_ND = noise(13, WIDTH, seed=1).requires_grad_()
     w_VD = noise(VOCAB, WIDTH, seed=2)
     with torch.set_grad_enabled(grad):
-        loss = head_cross_entropy(h_ND, w_VD, target_N, valid_N, 4)
-        alone = head_cross_entropy(h_ND[valid_N], w_VD, target_N[valid_N], valid_N[valid_N], 4)
-        nothing = head_cross_entropy(h_ND, w_VD, target_N, torch.zeros_like(valid_N), 4)
+        loss = chunked(h_ND, w_VD, target_N, valid_N, 4)
+        alone = chunked(h_ND[valid_N], w_VD, target_N[valid_N], valid_N[valid_N], 4)
+        nothing = chunked(h_ND, w_VD, target_N, torch.zeros_like(valid_N), 4)
     torch.testing.assert_close(loss, alone)
     assert float(nothing.detach()) == 0.0
     if grad:
@@ -70,8 +71,8 @@ def test_gradients_scale_with_what_follows() -> None:
     target_N, valid_N = tokens(13)
     inputs = {"h": noise(13, WIDTH, seed=1), "w": noise(VOCAB, WIDTH, seed=2)}
     assert_same(
-        lambda x: (head_cross_entropy(x["h"], x["w"], target_N, valid_N, 4) / 37.0).square(),
-        lambda x: (head_cross_entropy_naive(x["h"], x["w"], target_N, valid_N) / 37.0).square(),
+        lambda x: (chunked(x["h"], x["w"], target_N, valid_N, 4) / 37.0).square(),
+        lambda x: (naive(x["h"], x["w"], target_N, valid_N) / 37.0).square(),
         inputs,
         1e-11,
     )
@@ -97,7 +98,7 @@ def test_no_more_logits_than_a_chunk_exist(grad: bool) -> None:
     h_ND = noise(50, WIDTH, seed=1).requires_grad_()
     w_VD = noise(VOCAB, WIDTH, seed=2).requires_grad_()
     with _LargestRows() as seen, torch.set_grad_enabled(grad):
-        loss = head_cross_entropy(h_ND, w_VD, target_N, valid_N, 8)
+        loss = chunked(h_ND, w_VD, target_N, valid_N, 8)
         if grad:
             loss.backward()
     assert seen.rows == 8
