@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moebius.config import Variant
-from moebius.ops.rope import frequencies, rotate, turn
+from moebius.ops.rope import frequencies, turn
 
 TABLE = {
     "linear": "moebius.model.rope:Linear",
@@ -134,12 +134,20 @@ class Llama3(RopeScaling):
 
 
 def rotated(
-    x_BTHR: Tensor, position_BT: Tensor, base: float | None, scaling: RopeScaling | None
+    x_BTHK: Tensor,
+    position_BT: Tensor,
+    base: float | None,
+    scaling: RopeScaling | None,
+    width: int | None = None,
 ) -> Tensor:
-    """x_BTHR with its positions in it; no base is no positions at all (NoPE)."""
+    """x_BTHK with its positions in it; no base is no positions at all (NoPE).
+
+    Only the last `width` dims are turned, if that is given.
+    """
     if base is None:
-        return x_BTHR
+        return x_BTHK
+    width = x_BTHK.shape[-1] if width is None else width
     if scaling is None:
-        return rotate(x_BTHR, position_BT, base)
-    frequency_P = scaling.frequencies(x_BTHR.shape[-1], base, x_BTHR)
-    return turn(x_BTHR, position_BT, frequency_P, scaling.size)
+        return turn(x_BTHK, position_BT, frequencies(width, base, x_BTHK))
+    frequency_P = scaling.frequencies(width, base, x_BTHK)
+    return turn(x_BTHK, position_BT, frequency_P, scaling.size)

@@ -126,10 +126,10 @@ class _LatentsReader(_Reader):
     def forward(
         self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...], seen_BTS: Tensor | None
     ) -> Tensor:
-        (q_BTHP, q_BTHR), (c_BSC, k_BSR) = self.queries(x_BTD, ctx), entries
+        q_BTHX, (c_BSC, k_BSR) = self.queries(x_BTD, ctx), entries
         if seen_BTS is None:
-            return self.heads.naive(q_BTHP, q_BTHR, c_BSC, k_BSR, ctx.attend_BTT)
-        return self.heads.absorbed(q_BTHP, q_BTHR, c_BSC, k_BSR, seen_BTS)
+            return self.heads.naive(q_BTHX, c_BSC, k_BSR, ctx.attend_BTT)
+        return self.heads.absorbed(q_BTHX, c_BSC, k_BSR, seen_BTS)
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> TokenCache:
         return empty_latents(self.config, batch, dtype, device)
@@ -139,8 +139,8 @@ class _LatentsReader(_Reader):
         return float(self.config.heads * widths * context)
 
     def max_logits(self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...]) -> Tensor:
-        (q_BTHP, q_BTHR), (c_BSC, k_BSR) = self.queries(x_BTD, ctx), entries
-        return self.heads.max_logits(q_BTHP, q_BTHR, c_BSC, k_BSR, ctx.attend_BTT)
+        q_BTHX, (c_BSC, k_BSR) = self.queries(x_BTD, ctx), entries
+        return self.heads.max_logits(q_BTHX, c_BSC, k_BSR, ctx.attend_BTT)
 
     def clip(self, gamma_H: Tensor) -> None:
         self.queries.clip(gamma_H)

@@ -71,16 +71,15 @@ class Queries(nn.Module):
         # With the correction the latent arrives scaled to width D, so fan-in counts as D.
         std = site.into(site.width if config.scale_correction else q_in)
         self.w_qb = Weight((q_out, q_in), "matrix", std=std)
-        self.scale = (site.width / q_in) ** 0.5 if config.scale_correction else 1.0
 
-    def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """q_BTHP without positions and q_BTHR with them."""
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """q_BTHX: P dims without positions, then R with them."""
         config, x_BTQ = self.config, x_BTD
         if self.w_qa is not None and self.q_norm is not None:
             x_BTQ = self.q_norm(linear(x_BTD, self.w_qa, self.b_qa))
-        q_BTHX = linear(x_BTQ, self.w_qb).unflatten(-1, (config.heads, -1)) * self.scale
-        q_BTHP, q_BTHR = q_BTHX.split([config.nope_width, config.rope_width], dim=-1)
-        return q_BTHP, rotated(q_BTHR, ctx.position_BT, config.rope_base, config.rope_scaling)
+        q_BTHX = linear(x_BTQ, self.w_qb).unflatten(-1, (config.heads, -1))
+        rope = (config.rope_base, config.rope_scaling, config.rope_width)
+        return rotated(q_BTHX, ctx.position_BT, *rope)
 
     def clip(self, gamma_H: Tensor) -> None:
         """Multiply queries without positions by sqrt(gamma): keys take the other half. Those with
@@ -125,13 +124,13 @@ class LatentHeads(nn.Module):
         self.w_o = Weight((site.width, o_in), "matrix", std=site.back(o_in))
         self.b_o = Weight((site.width,), "bias") if config.bias else None
         stretch = 1.0 if config.rope_scaling is None else config.rope_scaling.score
+        if config.scale_correction and config.q_rank is not None:
+            # The correction of queries, where it costs nothing.
+            stretch *= (site.width / config.q_rank) ** 0.5
         self.score_scale = (config.nope_width + config.rope_width) ** -0.5 * stretch
 
-    def naive(
-        self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor
-    ) -> Tensor:
+    def naive(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
         """y_BTD of whole sequences: keys and values are expanded."""
-        q_BTHX = torch.cat([q_BTHP, q_BTHR], dim=-1)
         k_BSHX, v_BSHV = self._expanded(c_BSC, k_BSR)
         out_BTHV = attention(q_BTHX, k_BSHX, v_BSHV, mask_BTS, self.score_scale, causal=True)
         return linear(out_BTHV.flatten(-2), self.w_o, self.b_o)
@@ -143,11 +142,8 @@ class LatentHeads(nn.Module):
         k_BSHR = k_BSR[:, :, None].expand(-1, -1, self.config.heads, -1)
         return torch.cat([k_BSHP, k_BSHR], dim=-1), v_BSHV
 
-    def max_logits(
-        self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor
-    ) -> Tensor:
+    def max_logits(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
         """max_H of whole sequences."""
-        q_BTHX = torch.cat([q_BTHP, q_BTHR], dim=-1)
         return max_logits(q_BTHX, self._expanded(c_BSC, k_BSR)[0], mask_BTS, self.score_scale)
 
     def clip(self, gamma_H: Tensor) -> None:
@@ -157,10 +153,9 @@ class LatentHeads(nn.Module):
         both_H2 = torch.stack([gamma_H.sqrt(), torch.ones_like(gamma_H)], dim=1)
         scale_rows(self.w_kvb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
 
-    def absorbed(
-        self, q_BTHP: Tensor, q_BTHR: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor
-    ) -> Tensor:
+    def absorbed(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
         """y_BTD of tokens that continue cached latents, which stay as they are."""
+        q_BTHP, q_BTHR = q_BTHX.split([self.config.nope_width, self.config.rope_width], dim=-1)
         w_HXC = self.w_kvb.to(q_BTHP.dtype).unflatten(0, (self.config.heads, -1))
         w_key_HPC, w_value_HVC = w_HXC.split([self.config.nope_width, self.config.v_width], dim=1)
         q_BTHC = torch.einsum("bthp,hpc->bthc", q_BTHP, w_key_HPC)
@@ -195,15 +190,15 @@ class _MLA(Mixer):
         state: DecodeState | None,
         borrowed: Mapping[str, Tensor],
     ) -> tuple[Tensor, DecodeState | None, dict[str, Tensor]]:
-        q_BTHP, q_BTHR = self.queries(x_BTD, ctx)
+        q_BTHX = self.queries(x_BTD, ctx)
         c_BSC, k_BSR = self.latents(x_BTD, ctx)
         if state is None:
-            return self.heads.naive(q_BTHP, q_BTHR, c_BSC, k_BSR, ctx.attend_BTT), None, {}
+            return self.heads.naive(q_BTHX, c_BSC, k_BSR, ctx.attend_BTT), None, {}
         assert isinstance(state, TokenCache)
         state = state.extend(c_BSC, k_BSR)
         c_BSC, k_BSR = state.entries
         mask_BTS = state.attend_BTS(x_BTD.shape[1])
-        return self.heads.absorbed(q_BTHP, q_BTHR, c_BSC, k_BSR, mask_BTS), state, {}
+        return self.heads.absorbed(q_BTHX, c_BSC, k_BSR, mask_BTS), state, {}
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:
         return empty_latents(self.config, batch, dtype, device)
@@ -216,8 +211,8 @@ class _MLA(Mixer):
         return float(self.config.heads * widths * context)
 
     def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
-        (q_BTHP, q_BTHR), (c_BSC, k_BSR) = self.queries(x_BTD, ctx), self.latents(x_BTD, ctx)
-        return self.heads.max_logits(q_BTHP, q_BTHR, c_BSC, k_BSR, ctx.attend_BTT)
+        q_BTHX, (c_BSC, k_BSR) = self.queries(x_BTD, ctx), self.latents(x_BTD, ctx)
+        return self.heads.max_logits(q_BTHX, c_BSC, k_BSR, ctx.attend_BTT)
 
     def clip_logits(self, gamma_H: Tensor) -> None:
         self.queries.clip(gamma_H)
