@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebius.ops.attention import attention, attention_naive
-from moebius.ops.attention.sdpa import BLOCK
+from moebius.ops.attention import attention_naive, choose
+from moebius.ops.attention.sdpa import BLOCK, attention_sdpa
 
 from .compare import TOLERANCE, assert_same, noise
 
@@ -62,7 +62,10 @@ def test_sdpa_equals_naive(
     mask_BTS = mask_of(kind, queries, keys)
     # The naive twin rounds once, in bf16 sdpa keeps its probabilities in bf16.
     assert_same(
-        function(attention, mask_BTS), function(attention_naive, mask_BTS), inputs, TOLERANCE[dtype]
+        function(attention_sdpa, mask_BTS),
+        function(attention_naive, mask_BTS),
+        inputs,
+        TOLERANCE[dtype],
     )
 
 
@@ -95,7 +98,7 @@ def test_skipped_keys_are_those_nobody_sees(length: int, window: int | None, sin
         mask_TT &= distance_TT < window
     mask_BTS = mask_TT[None]
     assert_same(
-        lambda x: attention(
+        lambda x: attention_sdpa(
             x["q"], x["k"], x["v"], mask_BTS, 0.37, x.get("sink"), causal=True, window=window
         ),
         function(attention_naive, mask_BTS),
@@ -108,7 +111,7 @@ def test_a_sink_is_a_key_without_value() -> None:
     """A query that sees one key of logit s, beside a sink of logit z, gets v e^s / (e^s + e^z)."""
     q, k, v = (noise(1, 1, 2, 4, seed=seed) for seed in range(3))
     sink_H = torch.tensor([0.5, -30.0], dtype=torch.float64)
-    out = attention(q, k, v, torch.ones(1, 1, 1, dtype=torch.bool), 0.5, sink_H)
+    out = attention_sdpa(q, k, v, torch.ones(1, 1, 1, dtype=torch.bool), 0.5, sink_H)
     logit_H = 0.5 * (q * k).sum(-1)[0, 0]
     want = v * torch.sigmoid(logit_H - sink_H)[:, None]
     torch.testing.assert_close(out, want)
@@ -119,8 +122,15 @@ def test_masked_keys_have_no_weight_at_all() -> None:
     q, k, v = (noise(1, 4, 2, 8, seed=seed, dtype=torch.float32) for seed in range(3))
     mask_BTS = torch.ones(1, 4, 4, dtype=torch.bool).tril()
     for sink_H in (None, torch.zeros(2)):
-        before = attention(q, k, v, mask_BTS, 1.0, sink_H)
+        before = attention_sdpa(q, k, v, mask_BTS, 1.0, sink_H)
         far_k, far_v = k.clone(), v.clone()
         far_k[:, -1], far_v[:, -1] = 1e4, 1e30
-        after = attention(q, far_k, far_v, mask_BTS, 1.0, sink_H)
+        after = attention_sdpa(q, far_k, far_v, mask_BTS, 1.0, sink_H)
         assert torch.equal(after[:, :-1], before[:, :-1])
+
+
+def test_other_dtypes_and_devices_and_single_steps_take_sdpa() -> None:
+    cpu = torch.device("cpu")
+    assert choose(cpu, torch.float32, 512) == choose(cpu, torch.float64, 512) == "sdpa"
+    assert choose(torch.device("cuda"), torch.bfloat16, 512) == "sdpa"
+    assert choose(cpu, torch.bfloat16, 1) == "sdpa"

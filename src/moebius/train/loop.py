@@ -26,6 +26,7 @@ from moebius.monitor.meters import Meter, budget_summary
 from moebius.monitor.report import write_report
 from moebius.monitor.runs import read_metrics
 from moebius.monitor.sinks import JsonLines
+from moebius.ops.attention import choose as choose_attention
 from moebius.ops.experts import in_use
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.folder import RunFolder, check_place
@@ -198,9 +199,15 @@ def _facts(session: Session) -> dict[str, str]:
         f"{session.ceiling / 1e9:,.0f} GFLOP/s on plain products",
         "parameters": f"{counts.total / 1e6:.2f}M, active {counts.active_mean / 1e6:.2f}M "
         f"({counts.active_min / 1e6:.2f}M to {counts.active_max / 1e6:.2f}M)",
-        "in use": f"attention sdpa, {_experts_in_use(session)}, {torch.get_num_threads()} threads",
+        "in use": f"{_attention_in_use(session)}, {_experts_in_use(session)}, "
+        f"{torch.get_num_threads()} threads",
         **{f"data {i}": text for i, text in enumerate(session.prepared.describe())},
     }
+
+
+def _attention_in_use(session: Session) -> str:
+    length = session.section.sequence_length
+    return f"attention {choose_attention(session.device, session.dtype, length)}"
 
 
 def _experts_in_use(session: Session) -> str:

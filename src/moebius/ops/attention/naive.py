@@ -14,7 +14,7 @@ def attention_naive(
     scale: float,
     sink_H: Tensor | None = None,
 ) -> Tensor:
-    """See `moebius.ops.attention.sdpa.attention`."""
+    """See `moebius.ops.attention.attention`."""
     wide = at_least_fp32(q_BTHK.dtype)
     group = q_BTHK.shape[2] // k_BSGK.shape[2]
     k_BSHK = k_BSGK.repeat_interleave(group, dim=2).to(wide)

@@ -14,7 +14,7 @@ from torch import Tensor
 BLOCK = 256
 
 
-def attention(
+def attention_sdpa(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGV: Tensor,
@@ -25,12 +25,7 @@ def attention(
     causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
-    """softmax(scale * q k + mask) v, per head: -> [B, T, H, V] in the dtype of q.
-
-    `mask_BTS` is boolean, True where a query may look; `sink_H` adds exp(sink) to each denominator.
-    `causal` promises that a square mask never looks ahead, `window` that it never looks further
-    back than that; both only save work.
-    """
+    """See `moebius.ops.attention.attention`."""
     length = q_BTHK.shape[1]
     if not causal or length <= BLOCK or q_BTHK.device.type != "cpu":
         return _attend(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale, sink_H)
