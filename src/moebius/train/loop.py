@@ -28,6 +28,7 @@ from moebius.monitor.runs import read_metrics
 from moebius.monitor.sinks import JsonLines
 from moebius.ops.attention import choose as choose_attention
 from moebius.ops.experts import in_use
+from moebius.ops.loss import choose as choose_loss
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import budgets, step_line
@@ -200,6 +201,7 @@ def _facts(session: Session) -> dict[str, str]:
         "parameters": f"{counts.total / 1e6:.2f}M, active {counts.active_mean / 1e6:.2f}M "
         f"({counts.active_min / 1e6:.2f}M to {counts.active_max / 1e6:.2f}M)",
         "in use": f"{_attention_in_use(session)}, {_experts_in_use(session)}, "
+        f"{_loss_in_use(session)}, "
         f"{torch.get_num_threads()} threads",
         **{f"data {i}": text for i, text in enumerate(session.prepared.describe())},
     }
@@ -218,6 +220,11 @@ def _experts_in_use(session: Session) -> str:
         in_use(*place, moe.w_down_EDF, moe.b_down_ED is not None, moe.activation) for moe in moes
     }
     return f"experts {' and '.join(sorted(names))}" if names else "no experts"
+
+
+def _loss_in_use(session: Session) -> str:
+    width = session.run.model.width
+    return f"loss {choose_loss(session.device, session.dtype, width)}"
 
 
 def _adam_eps(run: Run) -> float:
