@@ -1,23 +1,31 @@
 """Weights that carry their role and their initialisation from the line that declares them.
 
 A weight is born filled with NaN; `initialise` fills every one of a model from a seed, in the order
-of declaration. Roles are the vocabulary that optimizers speak.
+of declaration. Roles are the vocabulary that optimizers speak, and by which `set_products` says
+which weights are multiplied in a low-precision format.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from typing import Literal, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from moebius.config import nearest
+from moebius.monitor.tap import observed
+from moebius.ops.formats import Product, Watch
+from moebius.ops.linear import Operand
+
 # Values of a shape from the stream that fills the model, on the CPU.
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 Role = Literal["embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar"]
+# The roles whose products may be in a low-precision format.
+PRODUCT_ROLES: tuple[Role, ...] = ("matrix", "expert")
 
 
-class Weight(nn.Parameter):
+class Weight(Operand):
     """A parameter with a role, and how to fill it: a draw, normal of a given std, or a constant."""
 
     role: Role
@@ -26,6 +34,8 @@ class Weight(nn.Parameter):
     draw: Draw | None
     # Fused weights hold this many matrices of equal height along dim -2 (gate and up: 2).
     blocks: int
+    # Where it stands in its model, once `set_products` has been there.
+    place: str = ""
 
     def __new__(
         cls,
@@ -65,6 +75,7 @@ class Weight(nn.Parameter):
         )
         twin.data = copy.deepcopy(self.data, memo)
         twin.requires_grad_(self.requires_grad)
+        twin.product, twin.place = self.product, self.place
         memo[id(self)] = twin
         return twin
 
@@ -73,6 +84,10 @@ class Weight(nn.Parameter):
         """Whether a matrix product reads it (embedding look-ups, biases, vectors do not count)."""
         return self.ndim >= 2 and self.role not in ("embedding", "bias")
 
+    def watch(self) -> Watch | None:
+        observer, place = observed(), self.place
+        return None if observer is None else lambda name, x: observer.see(f"{place}/{name}", x)
+
 
 def named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:
     """Every weight once, by its dotted name; a parameter without a role is a ValueError."""
@@ -80,6 +95,28 @@ def named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:
         if not isinstance(parameter, Weight):
             raise ValueError(f"{name} has no role; declare it with moebius.model.weight.Weight")
         yield name, parameter
+
+
+def check_products(products: Mapping[str, Product | None]) -> None:
+    """ValueError where a role cannot have products in a low-precision format."""
+    roles = get_args(Role)
+    for role in products:
+        if role not in roles:
+            raise ValueError(f"there is no role {role!r}{nearest(role, PRODUCT_ROLES)}")
+        if role == "router":
+            raise ValueError("the router stays in fp32; leave it out of products")
+        if role == "head":
+            raise ValueError("the head's loss has no low-precision product; leave head out")
+        if role not in PRODUCT_ROLES:
+            known = " or ".join(PRODUCT_ROLES)
+            raise ValueError(f"a weight of role {role} is in no matrix product; name {known}")
+
+
+def set_products(module: nn.Module, products: Mapping[str, Product | None]) -> None:
+    """Let the weights of each role be multiplied as `products` says; all others are plain."""
+    check_products(products)
+    for name, weight in named_weights(module):
+        weight.product, weight.place = products.get(weight.role), name
 
 
 @torch.no_grad()

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from moebius.monitor.tap import Observer
 
+# What is tapped of a tensor that was rounded to a low-precision format.
+ROUNDING = ("underflow", "saturated", "outliers")
+
 
 class Meter(Observer):
     """Sums what it sees over the micro-batches of one step."""
@@ -22,8 +25,13 @@ class Meter(Observer):
         self._square: dict[str, Tensor] = {}
         self._elements: dict[str, int] = {}
         self._gradient: dict[str, Tensor] = {}
+        # By share (`underflow/x`) and by weight: what was seen over micro-batches.
+        self._rounding: dict[str, dict[str, list[Tensor]]] = {}
 
     def see(self, name: str, x: Tensor) -> None:
+        place, _, share = name.partition("/")
+        if share.partition("/")[0] in ROUNDING:
+            self._rounding.setdefault(share, {}).setdefault(place, []).append(x)
         if not name.endswith("/hidden"):
             return
         square = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum()
@@ -44,6 +52,19 @@ class Meter(Observer):
     def score_gradient(self, layer: int) -> Tensor | None:
         """dL/dP_E of the language-model loss at a layer's router, P the batch-mean scores."""
         return self._gradient.get(f"layers/{layer}/score")
+
+    def rounding(self) -> dict[str, dict[str, Any]]:
+        """What low-precision formats lost: shares of values by kind and tensor (`underflow/x`).
+
+        Each as the mean over weights, and the largest with the weight it is `at`.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for share, places in sorted(self._rounding.items()):
+            means = {place: float(torch.stack(xs).mean()) for place, xs in places.items()}
+            at = max(means, key=lambda place: means[place])
+            mean = sum(means.values()) / len(means)
+            found[share] = {"mean": round(mean, 6), "max": round(means[at], 6), "at": at}
+        return found
 
 
 def _padded(x: Tensor, size: int) -> Tensor:

@@ -28,6 +28,11 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 _prefix: ContextVar[str] = ContextVar("prefix", default="")
 
 
+def observed() -> Observer | None:
+    """Who watches, for what costs something to compute, or is seen only in the backward."""
+    return _observer.get()
+
+
 def tap(name: str, x: Tensor) -> None:
     """Show x to the observer, if there is one."""
     observer = _observer.get()

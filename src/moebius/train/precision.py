@@ -1,4 +1,5 @@
-"""Which dtype activations take: as the recipe says, or whichever a short measurement finds faster.
+"""Which dtype activations take: as the recipe says, or whichever a short measurement finds faster;
+and in which format the weights of each role are multiplied.
 
 Master weights stay fp32 (fp64 for `fp64`); only activations and the products read the choice.
 """
@@ -8,10 +9,27 @@ from collections.abc import Callable
 
 import torch
 
+from moebius.config import from_json
+from moebius.model.weight import PRODUCT_ROLES
 from moebius.monitor.ceiling import synchronise
-from moebius.train.run import Precision
+from moebius.ops.formats import Format, Product
+from moebius.train.run import Precision, Run
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+# The dtype of activations, by the name of a precision.
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    **dict.fromkeys(Format.TABLE, torch.bfloat16),
+}
+
+
+def products_of(run: Run) -> dict[str, Product | None]:
+    """The products of each role: what `precision` is short for, but what `products` names."""
+    short: dict[str, Product | None] = {}
+    if run.precision in Format.TABLE:
+        short = dict.fromkeys(PRODUCT_ROLES, Product(from_json(Format, run.precision)))
+    return short | dict(run.products)
 
 
 def choose(

@@ -6,7 +6,7 @@ it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +21,15 @@ from moebius.config import (
 )
 from moebius.data import DataConfig
 from moebius.model.lm import ModelConfig
+from moebius.model.weight import check_products
 from moebius.monitor.alarms import AlarmConfig
 from moebius.monitor.sinks import SinkConfig
+from moebius.ops.formats import Product
 from moebius.optim.optimizer import OptimConfig
 from moebius.train.qk_clip import QKClip
 from moebius.train.stages import Stage, check_rising
 
-Precision = Literal["auto", "bf16", "fp32", "fp64"]
+Precision = Literal["auto", "bf16", "fp32", "fp64", "fp8", "mxfp8", "mxfp4", "nvfp4"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Run:
     stages: tuple[Stage, ...] = ()
     vocab: int = 4096
     seed: int = 0
+    # The dtype of activations; a lower format is that of the products of matrices and experts,
+    # forward and backward, among activations in bf16.
     precision: Precision = "auto"
+    # The products of a role's weights in detail; none: in the dtype of the activations.
+    products: Mapping[str, Product | None] = dataclasses.field(default_factory=dict)
     # A run stops, its state saved, after this many skipped (non-finite) updates in a row.
     max_bad_steps: int = 5
     # Scale down the heads whose attention logits outgrow a threshold; none: leave them.
@@ -85,6 +91,7 @@ class Run:
         if any(size < 1 for _, size in self.batch_ramp):
             raise ValueError("every batch of batch_ramp must be at least 1")
         check_rising(self.stages)
+        check_products(self.products)
         if self.matmul_flops is not None and self.matmul_flops <= 0:
             raise ValueError(f"matmul_flops must be above 0 (or none), not {self.matmul_flops}")
 

@@ -19,7 +19,10 @@ import moebius
 from moebius.config import fingerprint, resolve
 from moebius.data import Loader, Prepared, prepare
 from moebius.model.count import Counts, count
+from moebius.model.lm import LM
+from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
+from moebius.ops.native import keep_freed_memory
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
 from moebius.train.precision import DTYPES, choose
@@ -91,6 +94,7 @@ def check(run: Run) -> Counts:
     with torch.device("meta"):
         models = [section.model.build(run.vocab) for section in sections_of(run)]
         models[0].check_trainable()
+        check_roles(run, models[0])
         if run.qk_clip is not None:
             run.qk_clip.check(models[0])
         optimizer_of(run, models[0])
@@ -99,6 +103,13 @@ def check(run: Run) -> Counts:
     for sink in run.sinks:
         sink.check()
     return count(models[0], run.sequence_length)
+
+
+def check_roles(run: Run, model: LM) -> None:
+    """ValueError where `products` names a role that no weight of the model has."""
+    absent = sorted(run.products.keys() - {weight.role for _, weight in named_weights(model)})
+    if absent:
+        raise ValueError(f"products names {absent[0]}, but no weight of this model has that role")
 
 
 def device_of(run: Run) -> torch.device:
@@ -177,6 +188,7 @@ def new_session(
     precision: str,
 ) -> Session:
     """A session around a state, at the section of the state's next step."""
+    keep_freed_memory()
     sections, device = sections_of(run), device_of(run)
     section = section_at(sections, state.step)
     counts = count(state.model, section.sequence_length)
@@ -193,7 +205,9 @@ def trial(
     def work(dtype: torch.dtype) -> None:
         batch = loader.batch(0)
         micro = batch.rows(0, min(len(batch), run.micro_batch or len(batch), 4)).to(device)
-        forward_backward(state.model, [micro], 0, dtype, run.recompute)
+        # Stochastic rounding draws; the run begins with the random state of its seed all the same.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            forward_backward(state.model, [micro], 0, dtype, run.recompute)
         state.model.zero_grad(set_to_none=True)
 
     return work

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from moebius import checkpoint
 from moebius.model.lm import LM
-from moebius.model.weight import initialise, named_weights
+from moebius.model.weight import initialise, named_weights, set_products
 from moebius.optim.optimizer import Optimizer
 from moebius.optim.rules import Slot
+from moebius.train.precision import products_of
 from moebius.train.run import Run
 
 
@@ -106,6 +107,7 @@ def _model_of(run: Run, device: torch.device) -> tuple[LM, Optimizer]:
     if run.precision == "fp64":
         model.double()
     model.to(device)
+    set_products(model, products_of(run))
     return model, optimizer_of(run, model)
 
 
