@@ -1,9 +1,11 @@
 """The command line: one verb a stage. It parses, calls and prints; the logic lives in the rooms."""
 
+import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,6 +27,7 @@ from moebius.lab.growth import growth_experiment
 from moebius.lab.noise import noise_at_start, noise_of_folder, noise_rows
 from moebius.lab.plan import plan
 from moebius.lab.plan_table import render_plan
+from moebius.lab.transfer import Sweep, transfer_experiment
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.progress import progress_bar
 from moebius.monitor.report import write_report
@@ -48,6 +51,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(lab_app, name="lab")
 
 GROWTH = "moebius.lab.growth:small"
+N = TypeVar("N", int, float)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides such as optim.lr=6e-4 or data.path=DIR.")
@@ -305,6 +309,36 @@ def noise_lab(
     else:
         _print(noise_rows(found), as_json=False)
         typer.echo(found["says"])
+
+
+@lab_app.command("transfer")
+def transfer_lab(
+    overrides: Overrides = None,
+    widths: Annotated[
+        str, typer.Option(help="Model widths; transfer starts at the first.")
+    ] = "128,256,512",
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates to try, such as 0.001,0.002,0.004.")
+    ] = None,
+    modes: Annotated[str, typer.Option(help="Without the rule, with it, or both.")] = "off,on",
+    seeds: Annotated[int, typer.Option(help="Runs of each width and rate.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where the runs go; what is done is kept.")] = Path(
+        "runs/transfer"
+    ),
+) -> None:
+    """Find the best learning rate of each width, with and without the rule that transfers it."""
+    sweep = Sweep(widths=_numbers(widths, int), seeds=seeds, modes=tuple(modes.split(",")))
+    if rates is not None:
+        sweep = dataclasses.replace(sweep, rates=_numbers(rates, float))
+    with progress_bar() as progress:
+        transfer_experiment(sweep, out, overrides=overrides or (), say=_say, progress=progress)
+
+
+def _numbers(text: str, kind: Callable[[str], N]) -> tuple[N, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers such as 128,256,512") from None
 
 
 def _say(text: str) -> None:
