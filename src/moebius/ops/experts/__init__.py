@@ -2,8 +2,8 @@
 
 `naive` (a loop over experts) is the truth in any precision; `native` is one kernel for bf16 on a
 CPU; `segments` sorts the rows once and runs one matrix product a segment, for all else; `grouped`
-hands the same sorted rows to torch's grouped_mm, the fast path on CUDA. Experts are SwiGLU; weights
-in the layout E2FD and EDF.
+hands the same sorted rows to torch's grouped_mm, the fast path on CUDA. Weights that carry a
+product take `quantised` instead. Experts are SwiGLU; weights in the layout E2FD and EDF.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moebius.ops.experts.naive import experts_naive
 from moebius.ops.experts.native import experts_native, unfit
+from moebius.ops.experts.quantised import describe, experts_quantised, product_of
 from moebius.ops.experts.sorted import experts_grouped, experts_segments
 from moebius.ops.swiglu import swiglu
 
@@ -51,6 +52,9 @@ def in_use(
     activation: Activation = swiglu,
 ) -> str:
     """The name of the backend and, where a CPU in bf16 cannot use its kernel, the reason."""
+    product = product_of(w_down_EDF)
+    if product is not None:
+        return describe(product)
     name = choose(device, dtype, w_down_EDF, biased, activation)
     if name != "segments" or device.type != "cpu" or dtype != torch.bfloat16:
         return name
@@ -75,4 +79,6 @@ def experts(
     biased = b_gate_up_E2F is not None or b_down_ED is not None
     op = BACKENDS[choose(x_ND.device, x_ND.dtype, w_down_EDF, biased, activation)]
     weights = (w_gate_up_E2FD, w_down_EDF, b_gate_up_E2F, b_down_ED)
+    if product_of(w_gate_up_E2FD, w_down_EDF) is not None:
+        op = experts_quantised
     return op(x_ND, index_NS, weight_NS, *weights, activation)

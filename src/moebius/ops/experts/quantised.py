@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moebius.ops.formats.format import Quantised, quantise
+from moebius.config import spec_of
+from moebius.ops.formats.format import Format, Quantised, quantise
 from moebius.ops.formats.product import Product, contract_emulated, quantise_gradient
 from moebius.ops.formats.shares import Watch, show
 from moebius.ops.linear import Operand
@@ -20,12 +21,17 @@ from moebius.ops.linear import Operand
 Quantise = Callable[[Tensor, int, Tensor | None], Quantised]
 
 
-def product_of(w_gate_up_E2FD: Tensor, w_down_EDF: Tensor) -> Product | None:
-    """The product that both weights of the experts carry, if they do."""
-    found = [w.product if isinstance(w, Operand) else None for w in (w_gate_up_E2FD, w_down_EDF)]
-    if found[0] != found[1]:
+def product_of(*weights: Tensor) -> Product | None:
+    """The product that the weights of experts carry, if they do."""
+    found = [w.product if isinstance(w, Operand) else None for w in weights]
+    if found.count(found[0]) < len(found):
         raise ValueError("both weights of experts must be multiplied in one format")
     return found[0]
+
+
+def describe(product: Product) -> str:
+    """The path in use and its format, by name."""
+    return f"quantised ({spec_of(type(product.format), Format.TABLE)})"
 
 
 def _amax(x_MI: Tensor, counts: list[int], block: int = 1) -> Tensor:
