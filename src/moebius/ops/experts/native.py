@@ -54,7 +54,7 @@ class _Experts(torch.autograd.Function):
         num_rows = int(start_E[-1])
         gate_up_MX = x_ND.new_empty(num_rows, 2 * hidden) if learning else None
         out_MD, y_ND = x_ND.new_empty(num_rows, width), torch.empty_like(x_ND)
-        given = (x_ND, order_M, row_NS, start_E, weight_NS, w_gate_up_E2FD, w_down_EDF)
+        given = (order_M, row_NS, start_E, weight_NS, x_ND, w_gate_up_E2FD, w_down_EDF)
         tensors = [native.address(x) for x in (*given, gate_up_MX, out_MD, y_ND)]
         native.library(SOURCE).experts_forward(*tensors, *_sizes(index_NS, w_down_EDF))
         if learning:
@@ -65,16 +65,16 @@ class _Experts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         grad_ND = grad_outputs[0].contiguous()
-        x_ND, order_M, row_NS, start_E, weight_NS, *weights, gate_up_MX = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        _, row_NS, _, weight_NS, x_ND, *weights, gate_up_MX = saved
         of_x, _, _, of_gate_up, of_down, _ = ctx.needs_input_grad
         grad_x_MD = x_ND.new_empty(len(gate_up_MX), x_ND.shape[1]) if of_x else None
         grad_x_ND = torch.empty_like(x_ND) if of_x else None
         grad_weight_NS = torch.zeros_like(weight_NS)
         masters = zip(weights, (of_gate_up, of_down), strict=True)
         grads = [torch.empty_like(w, dtype=torch.float32) if of else None for w, of in masters]
-        given = (grad_ND, x_ND, order_M, row_NS, start_E, weight_NS, *weights, gate_up_MX)
         made = (grad_x_MD, grad_x_ND, grad_weight_NS, *grads)
-        tensors = [native.address(x) for x in (*given, *made)]
+        tensors = [native.address(x) for x in (*saved, grad_ND, *made)]
         native.library(SOURCE).experts_backward(*tensors, *_sizes(row_NS, weights[1]))
         grads = [None if grad is None else grad.to(weights[0].dtype) for grad in grads]
         return grad_x_ND, None, grad_weight_NS, *grads, None
