@@ -12,6 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moebius.bench.attention import SHAPES as ATTENTION_SHAPES
+from moebius.bench.attention import bench_attention
+from moebius.bench.loader import bench_loader
+from moebius.bench.loss import SHAPES as LOSS_SHAPES
+from moebius.bench.loss import bench_loss
+from moebius.bench.moe import LOADS, bench_moe
+from moebius.bench.moe import SHAPES as MOE_SHAPES
+from moebius.bench.optimizer import bench_optimizer
+from moebius.bench.steady import bench_steady
 from moebius.bench.step import bench_step
 from moebius.bench.table import print_result
 from moebius.bench.timing import WARM_UP
@@ -59,6 +68,10 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the table as markdown.")]
 RecipeName = Annotated[str, typer.Argument(metavar="[RECIPE]")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+OpPrecision = Annotated[str, typer.Option(help="bf16, fp32 or fp64.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (else torch's choice).")]
+Rate = Annotated[float | None, typer.Option(help="FLOP/s of plain products (else measured).")]
 Repeats = Annotated[int, typer.Option(help="Timed turns of each; medians are shown.")]
 
 
@@ -265,6 +278,127 @@ def step_bench(
             apart=apart,
             progress=progress,
         )
+    print_result(result, as_json, as_markdown)
+
+
+@bench_app.command("moe")
+def moe_bench(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="NxDxFxExS: tokens, widths, experts, selected.")
+    ] = None,
+    load: Annotated[list[str] | None, typer.Option(help="uniform or zipf.")] = None,
+    device: Device = "auto",
+    precision: OpPrecision = "bf16",
+    threads: Threads = None,
+    matmul_flops: Rate = None,
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time one MoE layer against a dense SwiGLU of the same useful FLOPs."""
+    where = {
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "matmul_flops": matmul_flops,
+    }
+    result = bench_moe(shape or MOE_SHAPES, load or LOADS, **where, repeats=repeats)
+    print_result(result, as_json, as_markdown)
+
+
+@bench_app.command("attention")
+def attention_bench(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="BxTxHxGxKxV: rows, tokens, heads, their widths.")
+    ] = None,
+    documents: Annotated[list[int] | None, typer.Option(help="Documents packed in a row.")] = None,
+    device: Device = "auto",
+    precision: OpPrecision = "bf16",
+    threads: Threads = None,
+    matmul_flops: Rate = None,
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time attention beside its naive form and torch's."""
+    where = {
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "matmul_flops": matmul_flops,
+    }
+    shapes = shape or ATTENTION_SHAPES
+    result = bench_attention(shapes, documents or (1, 4), **where, repeats=repeats)
+    print_result(result, as_json, as_markdown)
+
+
+@bench_app.command("loss")
+def loss_bench(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="NxDxV: tokens, width, vocabulary.")
+    ] = None,
+    device: Device = "auto",
+    precision: OpPrecision = "bf16",
+    threads: Threads = None,
+    matmul_flops: Rate = None,
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time head and cross-entropy: every backend of ours, and torch's forms."""
+    where = {
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "matmul_flops": matmul_flops,
+    }
+    result = bench_loss(shape or LOSS_SHAPES, **where, repeats=repeats)
+    print_result(result, as_json, as_markdown)
+
+
+@bench_app.command("optimizer")
+def optimizer_bench(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time each optimizer rule on a recipe's weights, and its share of a step."""
+    with progress_bar() as progress:
+        run = _run_or_default(name, overrides)
+        result = bench_optimizer(run, repeats=repeats, progress=progress)
+    print_result(result, as_json, as_markdown)
+
+
+@bench_app.command("loader")
+def loader_bench(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time the loader against what training steps of a recipe take."""
+    with progress_bar() as progress:
+        run = _run_or_default(name, overrides)
+        result = bench_loader(run, repeats=repeats, progress=progress)
+    print_result(result, as_json, as_markdown)
+
+
+@bench_app.command("steady")
+def steady_bench(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps in all.")] = 500,
+    every: Annotated[int, typer.Option(help="Steps a row.")] = 50,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time hundreds of steps of a recipe: nothing may grow, nothing slow down."""
+    with progress_bar() as progress:
+        run = _run_or_default(name, overrides)
+        result = bench_steady(run, steps=steps, every=every, progress=progress)
     print_result(result, as_json, as_markdown)
 
 

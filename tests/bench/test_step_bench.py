@@ -25,7 +25,7 @@ CPU, FP32 = torch.device("cpu"), torch.float32
 
 def test_rows(place: Place) -> None:
     fields = place.fields("matmul_flops=none")
-    options = ["--repeats", "2", "--no-forced-balanced", "--json"]
+    options = ["--repeats", "1", "--warm-up", "1", "--no-forced-balanced", "--json"]
     result = place.cli("bench", "step", TINY, *fields, *options).data()
     assert result["precision"] == "fp32" and result["device"] == "cpu" and result["threads"] == 1
     assert result["matmul_flops"] > 1e6 and "2048x2048x2048" in result["matmul_shapes"]

@@ -83,7 +83,7 @@ def bench_step(
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     _, loader = open_data(run, progress)
-    run, errors = _settled(run, loader, device)
+    run, errors = settled(run, loader, device)
     dtype = DTYPES[run.precision]
     agrees = agree(errors, dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,7 @@ def bench_step(
     }
 
 
-def _settled(run: Run, loader: Loader, device: torch.device) -> tuple[Run, dict[str, float]]:
+def settled(run: Run, loader: Loader, device: torch.device) -> tuple[Run, dict[str, float]]:
     """The run with its precision chosen, and how its ops agree with their naive forms."""
     state = new_state(run, device)
     precision, _ = choose_precision(run.precision, device, trial(run, state, loader, device))

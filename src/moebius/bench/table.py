@@ -84,13 +84,13 @@ def below(result: Mapping[str, Any]) -> list[str]:
     for row in result["rows"]:
         if row.get("notes"):
             lines.append(f"{row['name']}: {'; '.join(row['notes'])}")
-    return [*lines, *result.get("notes", [])]
+    return list(dict.fromkeys([*lines, *result.get("notes", [])]))
 
 
 def rows_table(result: Mapping[str, Any]) -> Table:
     """A result as a table."""
     headings, texts = cells(result["rows"])
-    table = Table(title=header(result), title_justify="left", box=None)
+    table = Table(box=None)
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for row in texts:
@@ -112,6 +112,7 @@ def print_result(result: Mapping[str, Any], as_json: bool, as_markdown: bool) ->
         return
     # A file or a pipe has no width that anything would have to be cut to.
     console = Console(width=None if sys.stdout.isatty() else 1000)
+    console.print(Text(header(result)))
     console.print(rows_table(result))
     for line in below(result):
         console.print(Text(line))

@@ -3,7 +3,7 @@ it.
 
 A peer is a module with `prepare(run, batch, device, folder) -> Peer`, called in the parent, which
 compares outputs and gradients of the two models; its stepper runs in a process of its own.
-torchtitan and litgpt are not here: neither installs from released wheels beside this torch.
+torchtitan and litgpt have no file yet.
 """
 
 import dataclasses
