@@ -1,6 +1,6 @@
 // Attention in tiles of 64 queries x 64 keys (FlashAttention-2: Dao 2023), scores never in memory.
 //
-// Scores stand transposed, S^T[keys, queries]: what belongs to a query (maximum, sum, delta) then runs
+// Scores stand transposed, [keys, queries]: what belongs to a query (maximum, sum, delta) then runs
 // across 16 lanes, weights go packed into the next product as they are made, and nothing inside the
 // loops is ever transposed. Exponentials are of base 2: `slope` is scale * log2(e), and the normaliser
 // kept for the backward is max * slope + log2(sum). A sink is a key without value, seen first.
@@ -15,9 +15,8 @@ using namespace moebius;
 
 namespace {
 
-constexpr int64_t TILE = 64, AREA = TILE * TILE;
+constexpr int64_t TILE = 64, HALF = 32, AREA = TILE * TILE;
 constexpr float LOG2_E = 1.44269504f;
-enum Class : uint8_t { NONE, SOME, ALL };
 
 // Steps between the elements of [batch, row, head, width]; the width is contiguous.
 struct Strides {
@@ -35,6 +34,39 @@ struct Call {
   int64_t group() const { return H / G; }
   int64_t query_tiles() const { return (T + TILE - 1) / TILE; }
   int64_t key_tiles() const { return (S + TILE - 1) / TILE; }
+  int64_t tile(int64_t b, int64_t i, int64_t j) const {
+    return (b * query_tiles() + i) * key_tiles() + j;
+  }
+};
+
+// What of a tile is visible: bit 2 * a + r for any key of half a and query of half r, and all of it.
+constexpr uint8_t NONE = 0, WHOLE = 16;
+
+// A rectangle of a tile.
+struct Part {
+  int64_t key, keys, query, queries;
+  int64_t at() const { return key * TILE + query; }             // in rows of 64
+  int64_t packed() const { return key * TILE + 2 * query; }     // in pairs of rows
+};
+
+// The parts of a tile to compute: all of it, what one half sees, or what the halves of its keys see.
+struct Parts {
+  explicit Parts(uint8_t kind) {
+    const int first = kind & 3, second = kind >> 2 & 3;
+    if (first == second) {
+      add(0, TILE, first);
+    } else {
+      if (first) add(0, HALF, first);
+      if (second) add(HALF, HALF, second);
+    }
+  }
+  void add(int64_t key, int64_t keys, int halves) {
+    part[count++] = {key, keys, halves == 2 ? HALF : 0, halves == 3 ? TILE : HALF};
+  }
+  const Part* begin() const { return part; }
+  const Part* end() const { return part + count; }
+  Part part[2];
+  int count = 0;
 };
 
 // 2^x, relative error 3e-6 and exact for integers; 0 for -inf.
@@ -46,21 +78,75 @@ inline __m512 exp2_16(__m512 x) {
   return _mm512_scalef_ps(p, x);
 }
 
-// Rows [first, first + 64) of a head as a tile of width `padded`; what is outside reads as 0.
-void load_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width,
-               int64_t padded, bf16* tile) {
-  for (int64_t i = 0; i < TILE; ++i) {
-    const int64_t inside = first + i < rows ? width : 0;
-    if (inside) std::memcpy(tile + i * padded, x + (first + i) * step, inside * sizeof(bf16));
-    std::memset(tile + i * padded + inside, 0, (padded - inside) * sizeof(bf16));
+// C[M,N] (+)= A[M,K] B[K,N]: a part of a tile that is packed as one panel.
+inline void times(int64_t M, int64_t N, int64_t K, const bf16* a, int64_t a_step, const bf16* b,
+                  float* c, bool add) {
+  at::native::cpublas::brgemm(M, N, K, a_step, TILE, TILE, add, a, b, c, true);
+}
+
+// C[M,N] += A[M,K] B[K,N]: B are K rows, from `row` on, of a tile [64, N] that is packed in panels.
+inline void times_rows(int64_t M, int64_t N, int64_t K, const bf16* a, const bf16* tile, int64_t row,
+                       float* c) {
+  for (int64_t first = 0; first < N; first += PANEL) {
+    const int64_t width = std::min(PANEL, N - first);
+    at::native::cpublas::brgemm(M, width, K, TILE, width, N, true, a,
+                                tile + first * TILE + row * width, c + first, true);
   }
 }
 
-// The rows of a tile that are inside go out.
-void store_tile(const bf16* tile, int64_t padded, int64_t width, bf16* x, int64_t step,
+// Ask for rows [first, first + 64) ahead of their use.
+void fetch_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width) {
+  for (int64_t i = first; i < std::min(first + TILE, rows); ++i)
+    for (int64_t n = 0; n < width; n += 32) _mm_prefetch(x + i * step + n, _MM_HINT_T1);
+}
+
+struct View {
+  const bf16* data;
+  int64_t step;
+};
+
+// A copy of rows [first, first + 64) in a width padded with zeros; rows that are not there are 0.
+View copy_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width,
+               int64_t padded, bf16* out) {
+  for (int64_t i = 0; i < TILE; ++i)
+    for (int64_t n = 0; n < padded; n += 32) {
+      const int64_t inside = first + i < rows ? std::clamp<int64_t>(width - n, 0, 32) : 0;
+      const __mmask32 lanes = inside == 32 ? ~0u : (1u << inside) - 1;
+      _mm512_storeu_si512(out + i * padded + n,
+                          _mm512_maskz_loadu_epi16(lanes, x + (first + i) * step + n));
+    }
+  return {out, padded};
+}
+
+// The same; where they lie, if nothing is to be padded.
+View view_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width,
+               int64_t padded, bf16* spare) {
+  if (width == padded && first + TILE <= rows) return {x + first * step, step};
+  return copy_tile(x, step, first, rows, width, padded, spare);
+}
+
+// Rows of fp32 to bf16, up to `rows` of 64.
+void round_tile(const float* tile, int64_t padded, int64_t width, bf16* x, int64_t step,
                 int64_t first, int64_t rows) {
   for (int64_t i = 0; i < std::min(TILE, rows - first); ++i)
-    std::memcpy(x + (first + i) * step, tile + i * padded, width * sizeof(bf16));
+    for (int64_t n = 0; n < width; n += 16) {
+      const __m512 values = load16(tile + i * padded + n);
+      bf16* to = x + (first + i) * step + n;
+      width - n >= 16 ? store16(to, values) : store_some(to, values, width - n);
+    }
+}
+
+// The same from [padded, 64], by way of `spare` if need be.
+void turn_tile(const float* tile, int64_t padded, int64_t width, bf16* x, int64_t step,
+               int64_t first, int64_t rows, bf16* spare) {
+  x += first * step;
+  if (width == padded && first + TILE <= rows) {
+    transpose<float>(tile, TILE, padded, TILE, x, step);
+    return;
+  }
+  transpose<float>(tile, TILE, padded, TILE, spare, padded);
+  for (int64_t i = 0; i < std::min(TILE, rows - first); ++i)
+    std::memcpy(x + i * step, spare + i * padded, width * sizeof(bf16));
 }
 
 // Which keys of a tile a query sees, as bits.
@@ -71,23 +157,25 @@ inline uint64_t seen_by(const Call& c, const uint8_t* mask, int64_t b, int64_t t
   return _mm512_test_epi8_mask(_mm512_maskz_loadu_epi8(lanes, row), _mm512_set1_epi8(-1));
 }
 
-Class classify(const Call& c, const uint8_t* mask, int64_t b, int64_t query, int64_t key) {
-  const int64_t rows = std::min(TILE, c.T - query);
-  uint64_t any = 0, every = ~0ull;
-  for (int64_t i = 0; i < rows; ++i) {
-    const uint64_t bits = seen_by(c, mask, b, query + i, key);
-    any |= bits;
+uint8_t classify(const Call& c, const uint8_t* mask, int64_t b, int64_t query, int64_t key) {
+  uint64_t any[2] = {0, 0}, every = ~0ull;
+  for (int64_t t = 0; t < TILE; ++t) {
+    const uint64_t bits = query + t < c.T ? seen_by(c, mask, b, query + t, key) : 0;
+    any[t / HALF] |= bits;
     every &= bits;
   }
-  if (!any) return NONE;
-  return rows == TILE && every == ~0ull ? ALL : SOME;
+  if (every == ~0ull) return WHOLE | 15;
+  uint8_t kind = NONE;
+  for (int r = 0; r < 2; ++r)
+    kind |= (any[r] << HALF ? 1 << r : 0) | (any[r] >> HALF ? 4 << r : 0);
+  return kind;
 }
 
 // Which queries of a tile see each of its keys: bit t of seen[s].
 void visible(const Call& c, const uint8_t* mask, int64_t b, int64_t query, int64_t key,
              uint64_t* seen) {
-  for (int64_t i = 0; i < TILE; ++i)
-    seen[i] = query + i < c.T ? seen_by(c, mask, b, query + i, key) : 0;
+  for (int64_t t = 0; t < TILE; ++t)
+    seen[t] = query + t < c.T ? seen_by(c, mask, b, query + t, key) : 0;
   // The transpose of 64 x 64 bits: halves, quarters, ... change places.
   uint64_t low = 0x00000000ffffffffull;
   for (int64_t step = 32; step; step >>= 1, low ^= low << step)
@@ -103,7 +191,7 @@ inline __mmask16 lanes16(const uint64_t* seen, int64_t s, int64_t n) {
   return static_cast<__mmask16>(seen[s] >> n);
 }
 
-// Rows a and b as bf16 pairs (a0, b0, a1, b1, ...), from (a0, a1, ..., b0, b1, ...).
+// Two rows as bf16 pairs (a0, b0, a1, b1, ...), from (a0, a1, ..., b0, b1, ...).
 inline __m512i pair_up(__m512bh rows) {
   alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
                                                      21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
@@ -118,43 +206,51 @@ inline void store_rows(bf16* first, bf16* second, __m512bh rows) {
   std::memcpy(second, reinterpret_cast<const char*>(&rows) + 32, 32);
 }
 
-// A tile of scores becomes one of packed weights. The maximum (of scores) and the sum (of weights) of
-// each query move on; `shrink` is what earlier sums are to be multiplied with. Whether any is below 1.
-template <bool WHOLE>
-bool soften(const float* score, const uint64_t* seen, float slope, float* high, float* sum,
-            float* shrink, bf16* weight) {
+// A part of scores becomes packed weights. The maximum (of scores) and the sum (of weights) of each
+// query move on; `shrink` is what earlier sums are to be multiplied with. Whether any is below 1.
+template <bool ALL>
+bool soften(const Part& part, const float* score, const uint64_t* seen, float slope, float* high,
+            float* sum, float* shrink, bf16* weight) {
   const __m512 slope16 = _mm512_set1_ps(slope);
+  const int64_t end = part.key + part.keys;
   __mmask16 rose = 0;
-  __m512 top[4];
-  for (int n = 0; n < 4; ++n) top[n] = load16(high + 16 * n);
-  for (int64_t s = 0; s < TILE; ++s)
-    for (int n = 0; n < 4; ++n) {
-      const __m512 x = load16(score + s * TILE + 16 * n);
-      top[n] = WHOLE ? _mm512_max_ps(top[n], x)
-                     : _mm512_mask_max_ps(top[n], lanes16(seen, s, 16 * n), top[n], x);
-    }
-  for (int64_t n = 0; n < TILE; n += 16) {
-    const __m512 before = load16(high + n), now = top[n / 16];
+  for (int64_t n = part.query; n < part.query + part.queries; n += 16) {
+    const __m512 before = load16(high + n);
+    __m512 top[4] = {before, before, before, before};
+    for (int64_t s = part.key; s < end; s += 4)
+      for (int r = 0; r < 4; ++r) {
+        const __m512 x = load16(score + (s + r) * TILE + n);
+        top[r] = ALL ? _mm512_max_ps(top[r], x)
+                     : _mm512_mask_max_ps(top[r], lanes16(seen, s + r, n), top[r], x);
+      }
+    const __m512 now = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
     const __m512 less = exp2_16(_mm512_mul_ps(_mm512_sub_ps(before, now), slope16));
-    rose |= _mm512_cmp_ps_mask(before, now, _CMP_LT_OQ);
-    store16(high + n, now);
-    store16(shrink + n, less);
     const __m512 offset = _mm512_mul_ps(now, slope16);
     __m512 total = _mm512_mul_ps(load16(sum + n), less);
-    for (int64_t s = 0; s < TILE; s += 2) {
+    for (int64_t s = part.key; s < end; s += 2) {
       const float* from = score + s * TILE + n;
       __m512 a = exp2_16(_mm512_fmsub_ps(load16(from), slope16, offset));
       __m512 b = exp2_16(_mm512_fmsub_ps(load16(from + TILE), slope16, offset));
-      if (!WHOLE) {
+      if (!ALL) {
         a = _mm512_maskz_mov_ps(lanes16(seen, s, n), a);
         b = _mm512_maskz_mov_ps(lanes16(seen, s + 1, n), b);
       }
       total = _mm512_add_ps(total, _mm512_add_ps(a, b));
       _mm512_storeu_si512(weight + s * TILE + 2 * n, pair_up(_mm512_cvtne2ps_pbh(b, a)));
     }
+    rose |= _mm512_cmp_ps_mask(before, now, _CMP_LT_OQ);
+    store16(high + n, now);
+    store16(shrink + n, less);
     store16(sum + n, total);
   }
   return rose != 0;
+}
+
+// Each query's column times its own factor.
+void multiply(float* x, const float* factor, int64_t rows, int64_t queries) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t n = 0; n < queries; n += 16)
+      store16(x + r * TILE + n, _mm512_mul_ps(load16(x + r * TILE + n), load16(factor + n)));
 }
 
 struct ForwardScratch {
@@ -162,14 +258,14 @@ struct ForwardScratch {
       : key(c.key_tiles() * TILE * c.KP()),
         value(c.key_tiles() * TILE * c.VP()),
         query(TILE * c.KP()),
-        rows(TILE * std::max(c.KP(), c.VP())),
-        score(AREA),
+        spare(TILE * std::max(c.KP(), c.VP())),
         weight(AREA),
-        out(c.VP() * TILE) {}
-  Buffer<bf16> key, value, query, rows;  // value: tiles of [VP, keys]
-  Buffer<float> score;
-  Buffer<bf16> weight;
-  Buffer<float> out;  // [VP, queries]
+        score(AREA),
+        out(c.VP() * TILE),
+        ready(c.key_tiles()) {}
+  Buffer<bf16> key, value, query, spare, weight;  // value: tiles of [VP, keys]
+  Buffer<float> score, out;                       // out: [VP, queries]
+  Buffer<bool> ready;                             // tiles of keys
 };
 
 struct Forward {
@@ -182,22 +278,16 @@ struct Forward {
   bf16* out;
   float* lse;
 
-  // Keys as rows and values transposed, of all tiles that queries of tiles [from, to) see.
-  void prepare(int64_t b, int64_t g, int64_t from, int64_t to, ForwardScratch& own) const {
-    const int64_t KP = c.KP(), VP = c.VP();
-    for (int64_t j = 0; j < c.key_tiles(); ++j) {
-      bool wanted = false;
-      for (int64_t i = from; i < to; ++i) wanted |= at(b, i, j) != NONE;
-      if (!wanted) continue;
-      const bf16 *keys = k + b * c.k.batch + g * c.k.head, *values = v + b * c.v.batch + g * c.v.head;
-      load_tile(keys, c.k.row, j * TILE, c.S, c.K, KP, own.key + j * TILE * KP);
-      load_tile(values, c.v.row, j * TILE, c.S, c.V, VP, own.rows);
-      transpose<bf16>(own.rows, VP, TILE, VP, own.value + j * TILE * VP, TILE);
-    }
-  }
-
-  Class at(int64_t b, int64_t i, int64_t j) const {
-    return static_cast<Class>(classes[(b * c.query_tiles() + i) * c.key_tiles() + j]);
+  // Keys as rows and values transposed, when the first query asks for them.
+  void prepare(int64_t b, int64_t g, int64_t j, ForwardScratch& own) const {
+    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE;
+    const bf16 *keys = k + b * c.k.batch + g * c.k.head, *values = v + b * c.v.batch + g * c.v.head;
+    copy_tile(keys, c.k.row, first, c.S, c.K, KP, own.key + first * KP);
+    const View rows = view_tile(values, c.v.row, first, c.S, c.V, VP, own.spare);
+    transpose<bf16>(rows.data, rows.step, TILE, VP, own.value + first * VP, TILE);
+    fetch_tile(keys, c.k.row, first + TILE, c.S, c.K);
+    fetch_tile(values, c.v.row, first + TILE, c.S, c.V);
+    own.ready[j] = true;
   }
 
   void attend(int64_t b, int64_t h, int64_t i, ForwardScratch& own) const {
@@ -207,60 +297,57 @@ struct Forward {
     uint64_t seen[TILE];
     std::fill_n(high, TILE, sink == nullptr ? -1e30f : sink[h] / scale);
     std::fill_n(sum, TILE, sink == nullptr ? 0.0f : 1.0f);
-    load_tile(q + b * c.q.batch + h * c.q.head, c.q.row, i * TILE, c.T, c.K, KP, own.rows);
-    pack_transposed<bf16>(own.rows, KP, KP, TILE, own.query);
-    bool begun = false;
-    for (int64_t j = 0; j < c.key_tiles(); ++j) {
-      const Class kind = at(b, i, j);
-      if (kind == NONE) continue;
-      product(TILE, TILE, KP, own.key + j * TILE * KP, KP, own.query, own.score, TILE, false);
-      if (kind == SOME) visible(c, mask, b, i * TILE, j * TILE, seen);
-      const bool rose =
-          kind == ALL ? soften<true>(own.score, seen, slope, high, sum, shrink, own.weight)
-                      : soften<false>(own.score, seen, slope, high, sum, shrink, own.weight);
-      if (begun && rose) multiply(own.out, shrink, VP);
-      product(VP, TILE, TILE, own.value + j * TILE * VP, TILE, own.weight, own.out, TILE, begun);
-      begun = true;
-    }
-    if (!begun) std::fill_n(own.out.data, VP * TILE, 0.0f);
-    finish(b, h, i, slope, high, sum, own);
-  }
-
-  // Each query's column times its own factor.
-  static void multiply(float* x, const float* factor, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t n = 0; n < TILE; n += 16)
-        store16(x + r * TILE + n, _mm512_mul_ps(load16(x + r * TILE + n), load16(factor + n)));
-  }
-
-  void finish(int64_t b, int64_t h, int64_t i, float slope, const float* high, float* sum,
-              ForwardScratch& own) const {
-    const int64_t VP = c.VP(), first = i * TILE;
-    for (int64_t t = 0; t < std::min(TILE, c.T - first); ++t)
-      lse[(b * c.H + h) * c.T + first + t] = sum[t] > 0 ? high[t] * slope + std::log2(sum[t]) : 0;
-    for (int64_t t = 0; t < TILE; ++t) sum[t] = sum[t] > 0 ? 1 / sum[t] : 0;
-    multiply(own.out, sum, VP);
-    transpose<float>(own.out, TILE, VP, TILE, own.rows, VP);
+    std::fill_n(own.out.data, VP * TILE, 0.0f);
+    const bf16* queries = q + b * c.q.batch + h * c.q.head;
+    const View rows = view_tile(queries, c.q.row, i * TILE, c.T, c.K, KP, own.spare);
+    pack_transposed<bf16>(rows.data, rows.step, KP, TILE, own.query);
+    fetch_tile(queries, c.q.row, i * TILE + TILE, c.T, c.K);
     bf16* to = out + (b * c.T * c.H + h) * c.V;
-    store_tile(own.rows, VP, c.V, to, c.H * c.V, first, c.T);
+    fetch_tile(to, c.H * c.V, i * TILE, c.T, c.V);
+    for (int64_t j = 0; j < c.key_tiles(); ++j) {
+      const uint8_t kind = classes[c.tile(b, i, j)];
+      if (kind == NONE) continue;
+      if (!own.ready[j]) prepare(b, h / c.group(), j, own);
+      const bf16 *key = own.key + j * TILE * KP, *value = own.value + j * TILE * VP;
+      const auto step = kind & WHOLE ? soften<true> : soften<false>;
+      if (!(kind & WHOLE)) visible(c, mask, b, i * TILE, j * TILE, seen);
+      for (const Part& part : Parts(kind)) {
+        times(part.keys, part.queries, KP, key + part.key * KP, KP, own.query + 2 * part.query,
+              own.score + part.at(), false);
+        float* sums = own.out + part.query;
+        if (step(part, own.score, seen, slope, high, sum, shrink, own.weight))
+          multiply(sums, shrink + part.query, VP, part.queries);
+        times(VP, part.queries, part.keys, value + part.key, TILE, own.weight + part.packed(), sums,
+              true);
+      }
+    }
+    const int64_t first = i * TILE, count = std::min(TILE, c.T - first);
+    float* normaliser = lse + (b * c.H + h) * c.T + first;
+    for (int64_t t = 0; t < count; ++t)
+      normaliser[t] = sum[t] > 0 ? high[t] * slope + std::log2(sum[t]) : 0;
+    for (int64_t t = 0; t < TILE; ++t) sum[t] = sum[t] > 0 ? 1 / sum[t] : 0;
+    multiply(own.out, sum, VP, TILE);
+    turn_tile(own.out, VP, c.V, to, c.H * c.V, first, c.T, own.spare);
   }
 };
 
-// A tile of scores and one of dP, both [keys, queries], become weights and dS: rows of each, and dS packed.
-template <bool WHOLE>
-void differentiate(const float* score, const float* dweight, const uint64_t* seen, float slope,
-                   const float* lse, const float* delta, bf16* weight, bf16* dscore, bf16* packed) {
-  const __m512 slope16 = _mm512_set1_ps(slope);
-  for (int64_t n = 0; n < TILE; n += 16) {
+// A part of scores and one of dP become weights and scale * dS: rows of each, and dS packed. `delta` is
+// the query's sum over keys of weight * dP, times scale.
+template <bool ALL>
+void differentiate(const Part& part, const float* score, const float* dweight, const uint64_t* seen,
+                   float scale, const float* lse, const float* delta, bf16* weight, bf16* dscore,
+                   bf16* packed) {
+  const __m512 slope16 = _mm512_set1_ps(scale * LOG2_E), scale16 = _mm512_set1_ps(scale);
+  for (int64_t n = part.query; n < part.query + part.queries; n += 16) {
     const __m512 offset = load16(lse + n), mean = load16(delta + n);
-    for (int64_t s = 0; s < TILE; s += 2) {
+    for (int64_t s = part.key; s < part.key + part.keys; s += 2) {
       const int64_t at = s * TILE + n;
       __m512 p[2], ds[2];
       for (int r = 0; r < 2; ++r) {
         const int64_t here = at + r * TILE;
-        const __m512 off = _mm512_sub_ps(load16(dweight + here), mean);
+        const __m512 off = _mm512_fmsub_ps(load16(dweight + here), scale16, mean);
         p[r] = exp2_16(_mm512_fmsub_ps(load16(score + here), slope16, offset));
-        if (WHOLE) {
+        if (ALL) {
           ds[r] = _mm512_mul_ps(p[r], off);
         } else {
           const __mmask16 lanes = lanes16(seen, s + r, n);
@@ -278,164 +365,174 @@ void differentiate(const float* score, const float* dweight, const uint64_t* see
 
 struct BackwardScratch {
   explicit BackwardScratch(const Call& c)
-      : key(c.key_tiles() * TILE * c.KP()),
-        key_across(c.key_tiles() * TILE * c.KP()),
-        value(c.key_tiles() * TILE * c.VP()),
-        query(c.query_tiles() * TILE * c.KP()),
-        query_across(c.query_tiles() * TILE * c.KP()),
-        dout(c.query_tiles() * TILE * c.VP()),
-        dout_across(c.query_tiles() * TILE * c.VP()),
-        dkey(c.key_tiles() * TILE * c.KP()),
-        dvalue(c.key_tiles() * TILE * c.VP()),
-        dquery(c.query_tiles() * TILE * c.KP()),
-        lse(c.query_tiles() * TILE),
-        delta(c.query_tiles() * TILE),
-        score(AREA),
-        dweight(AREA),
+      : BackwardScratch(c, c.query_tiles() * TILE, c.key_tiles() * TILE) {}
+  BackwardScratch(const Call& c, int64_t queries, int64_t keys)
+      : key(keys * c.KP()),
+        key_across(keys * c.KP()),
+        value(keys * c.VP()),
+        query(queries * c.KP()),
+        query_across(queries * c.KP()),
+        dout(queries * c.VP()),
+        dout_across(queries * c.VP()),
         weight(AREA),
         dscore(AREA),
         packed(AREA),
-        rows(TILE * std::max(c.KP(), c.VP())) {}
-  // Tiles: rows [keys, KP] and [keys, VP] and keys across [KP, keys]; of queries, packed ones.
+        spare(TILE * std::max(c.KP(), c.VP())),
+        dkey(keys * c.KP()),
+        dvalue(keys * c.VP()),
+        dquery(queries * c.KP()),
+        lse(queries),
+        delta(queries),
+        score(AREA),
+        dweight(AREA),
+        ready(c.query_tiles()) {}
+  // Tiles: of keys and values rows, and keys across [KP, keys]; of queries and dO packed ones.
   Buffer<bf16> key, key_across, value, query, query_across, dout, dout_across;
+  Buffer<bf16> weight, dscore, packed, spare;
   Buffer<float> dkey, dvalue, dquery;  // dquery: tiles of [KP, queries]
   Buffer<float> lse, delta, score, dweight;
-  Buffer<bf16> weight, dscore, packed, rows;
+  Buffer<bool> ready;  // tiles of queries
 };
 
 struct Backward {
   const Call& c;
   const bf16 *q, *k, *v, *dout, *out;
   const uint8_t* mask;
-  const float* sink;
-  const float* lse;
+  const float *sink, *lse;
   float scale;
   const uint8_t* classes;
   bf16 *dq, *dk, *dv;
   float* dsink;
 
+  // A key head with all the query heads that share it, one after the other.
   void group(int64_t b, int64_t g, BackwardScratch& own) const {
-    const int64_t KP = c.KP(), VP = c.VP(), keys = c.key_tiles() * TILE;
-    for (int64_t j = 0; j < c.key_tiles(); ++j) {
-      bf16* tile = own.key + j * TILE * KP;
-      load_tile(k + b * c.k.batch + g * c.k.head, c.k.row, j * TILE, c.S, c.K, KP, tile);
-      transpose<bf16>(tile, KP, TILE, KP, own.key_across + j * TILE * KP, TILE);
-      load_tile(v + b * c.v.batch + g * c.v.head, c.v.row, j * TILE, c.S, c.V, VP,
-                own.value + j * TILE * VP);
-    }
-    std::fill_n(own.dkey.data, keys * KP, 0.0f);
-    std::fill_n(own.dvalue.data, keys * VP, 0.0f);
-    for (int64_t h = g * c.group(); h < (g + 1) * c.group(); ++h) head(b, h, own);
-    const int64_t at = b * c.S * c.G + g;
-    for (int64_t j = 0; j < c.key_tiles(); ++j) {
-      round(own.dkey + j * TILE * KP, scale, TILE * KP, own.rows);
-      store_tile(own.rows, KP, c.K, dk + at * c.K, c.G * c.K, j * TILE, c.S);
-      round(own.dvalue + j * TILE * VP, 1.0f, TILE * VP, own.rows);
-      store_tile(own.rows, VP, c.V, dv + at * c.V, c.G * c.V, j * TILE, c.S);
-    }
-  }
-
-  static void round(const float* x, float factor, int64_t count, bf16* out) {
-    for (int64_t i = 0; i < count; i += 16)
-      store16(out + i, _mm512_mul_ps(load16(x + i), _mm512_set1_ps(factor)));
-  }
-
-  void prepare(int64_t b, int64_t h, BackwardScratch& own) const {
-    const int64_t KP = c.KP(), VP = c.VP(), padded = c.query_tiles() * TILE;
-    const float* normaliser = lse + (b * c.H + h) * c.T;
-    const bf16* dout_head = dout + b * c.dout.batch + h * c.dout.head;
-    for (int64_t i = 0; i < c.query_tiles(); ++i) {
-      load_tile(q + b * c.q.batch + h * c.q.head, c.q.row, i * TILE, c.T, c.K, KP, own.rows);
-      pack<bf16>(own.rows, KP, TILE, KP, own.query + i * TILE * KP);
-      pack_transposed<bf16>(own.rows, KP, KP, TILE, own.query_across + i * TILE * KP);
-      load_tile(dout_head, c.dout.row, i * TILE, c.T, c.V, VP, own.rows);
-      pack<bf16>(own.rows, VP, TILE, VP, own.dout + i * TILE * VP);
-      pack_transposed<bf16>(own.rows, VP, VP, TILE, own.dout_across + i * TILE * VP);
-    }
-    for (int64_t t = 0; t < padded; ++t) {
-      own.lse[t] = t < c.T ? normaliser[t] : 0;
-      own.delta[t] = 0;
-      if (t >= c.T) continue;
-      const bf16 *a = dout_head + t * c.dout.row, *o = out + ((b * c.T + t) * c.H + h) * c.V;
-      __m512 total = _mm512_setzero_ps();
-      int64_t n = 0;
-      for (; n + 16 <= c.V; n += 16) total = _mm512_fmadd_ps(load16(a + n), load16(o + n), total);
-      if (n < c.V)
-        total = _mm512_fmadd_ps(load_some(a + n, c.V - n), load_some(o + n, c.V - n), total);
-      own.delta[t] = _mm512_reduce_add_ps(total);
-    }
-  }
-
-  void head(int64_t b, int64_t h, BackwardScratch& own) const {
-    const int64_t KP = c.KP();
-    prepare(b, h, own);
-    std::fill_n(own.dquery.data, c.query_tiles() * TILE * KP, 0.0f);
-    for (int64_t j = 0; j < c.key_tiles(); ++j)
-      for (int64_t i = 0; i < c.query_tiles(); ++i) {
-        const uint8_t kind = classes[(b * c.query_tiles() + i) * c.key_tiles() + j];
-        if (kind != NONE) meet(b, i, j, kind == ALL, own);
+    const int64_t from = g * c.group(), to = from + c.group();
+    for (int64_t h = from; h < to; ++h) {
+      std::fill_n(own.ready.data, c.query_tiles(), false);
+      for (int64_t j = 0; j < c.key_tiles(); ++j) {
+        if (h == from) begin_keys(b, g, j, own);
+        for (int64_t i = 0; i < c.query_tiles(); ++i) {
+          if (classes[c.tile(b, i, j)] == NONE) continue;
+          if (!own.ready[i]) begin_queries(b, h, i, own);
+          meet(b, i, j, own);
+        }
+        if (h + 1 == to) end_keys(b, g, j, own);
       }
+      end_queries(b, h, own);
+    }
+  }
+
+  void begin_keys(int64_t b, int64_t g, int64_t j, BackwardScratch& own) const {
+    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE;
+    const bf16 *keys = k + b * c.k.batch + g * c.k.head, *values = v + b * c.v.batch + g * c.v.head;
+    copy_tile(keys, c.k.row, first, c.S, c.K, KP, own.key + first * KP);
+    transpose<bf16>(own.key + first * KP, KP, TILE, KP, own.key_across + first * KP, TILE);
+    copy_tile(values, c.v.row, first, c.S, c.V, VP, own.value + first * VP);
+    std::fill_n(own.dkey + first * KP, TILE * KP, 0.0f);
+    std::fill_n(own.dvalue + first * VP, TILE * VP, 0.0f);
+    fetch_tile(keys, c.k.row, first + TILE, c.S, c.K);
+    fetch_tile(values, c.v.row, first + TILE, c.S, c.V);
+  }
+
+  void end_keys(int64_t b, int64_t g, int64_t j, BackwardScratch& own) const {
+    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE, at = b * c.S * c.G + g;
+    round_tile(own.dkey + first * KP, KP, c.K, dk + at * c.K, c.G * c.K, first, c.S);
+    round_tile(own.dvalue + first * VP, VP, c.V, dv + at * c.V, c.G * c.V, first, c.S);
+  }
+
+  void begin_queries(int64_t b, int64_t h, int64_t i, BackwardScratch& own) const {
+    const int64_t KP = c.KP(), VP = c.VP(), first = i * TILE;
+    const bf16* dout_head = dout + b * c.dout.batch + h * c.dout.head;
+    const bf16* query_head = q + b * c.q.batch + h * c.q.head;
+    const bf16* out_head = out + (b * c.T * c.H + h) * c.V;
+    View rows = view_tile(query_head, c.q.row, first, c.T, c.K, KP, own.spare);
+    pack<bf16>(rows.data, rows.step, TILE, KP, own.query + first * KP);
+    pack_transposed<bf16>(rows.data, rows.step, KP, TILE, own.query_across + first * KP);
+    rows = view_tile(dout_head, c.dout.row, first, c.T, c.V, VP, own.spare);
+    pack<bf16>(rows.data, rows.step, TILE, VP, own.dout + first * VP);
+    pack_transposed<bf16>(rows.data, rows.step, VP, TILE, own.dout_across + first * VP);
+    for (int64_t t = first; t < first + TILE; ++t) {
+      own.lse[t] = t < c.T ? lse[(b * c.H + h) * c.T + t] : 0;
+      own.delta[t] =
+          t < c.T ? scale * dot(dout_head + t * c.dout.row, out_head + t * c.H * c.V, c.V) : 0;
+    }
+    std::fill_n(own.dquery + first * KP, TILE * KP, 0.0f);
+    fetch_tile(query_head, c.q.row, first + TILE, c.T, c.K);
+    fetch_tile(dout_head, c.dout.row, first + TILE, c.T, c.V);
+    fetch_tile(out_head, c.H * c.V, first + TILE, c.T, c.V);
+    own.ready[i] = true;
+  }
+
+  void end_queries(int64_t b, int64_t h, BackwardScratch& own) const {
+    const int64_t KP = c.KP();
+    bf16* to = dq + (b * c.T * c.H + h) * c.K;
     for (int64_t i = 0; i < c.query_tiles(); ++i) {
-      float* tile = own.dquery + i * TILE * KP;
-      for (int64_t n = 0; n < TILE * KP; n += 16)
-        store16(tile + n, _mm512_mul_ps(load16(tile + n), _mm512_set1_ps(scale)));
-      transpose<float>(tile, TILE, KP, TILE, own.rows, KP);
-      bf16* to = dq + (b * c.T * c.H + h) * c.K;
-      store_tile(own.rows, KP, c.K, to, c.H * c.K, i * TILE, c.T);
+      if (!own.ready[i]) begin_queries(b, h, i, own);
+      fetch_tile(to, c.H * c.K, (i + 1) * TILE, c.T, c.K);
+      turn_tile(own.dquery + i * TILE * KP, KP, c.K, to, c.H * c.K, i * TILE, c.T, own.spare);
     }
     if (sink == nullptr) return;
     float total = 0;
     for (int64_t t = 0; t < c.T; ++t)
       total -= std::exp2(sink[h] * LOG2_E - own.lse[t]) * own.delta[t];
-    dsink[b * c.H + h] = total;
+    dsink[b * c.H + h] = total / scale;
+  }
+
+  static float dot(const bf16* a, const bf16* b, int64_t count) {
+    __m512 total = _mm512_setzero_ps();
+    int64_t n = 0;
+    for (; n + 16 <= count; n += 16) total = _mm512_fmadd_ps(load16(a + n), load16(b + n), total);
+    if (n < count)
+      total = _mm512_fmadd_ps(load_some(a + n, count - n), load_some(b + n, count - n), total);
+    return _mm512_reduce_add_ps(total);
   }
 
   // One tile of queries and one of keys: all five products.
-  void meet(int64_t b, int64_t i, int64_t j, bool whole, BackwardScratch& own) const {
+  void meet(int64_t b, int64_t i, int64_t j, BackwardScratch& own) const {
     const int64_t KP = c.KP(), VP = c.VP(), keys = j * TILE, queries = i * TILE;
-    const float slope = scale * LOG2_E;
-    const float *lse_i = own.lse + queries, *delta_i = own.delta + queries;
+    const uint8_t kind = classes[c.tile(b, i, j)];
     uint64_t seen[TILE];
-    product(TILE, TILE, KP, own.key + keys * KP, KP, own.query_across + queries * KP, own.score,
-            TILE, false);
-    product(TILE, TILE, VP, own.value + keys * VP, VP, own.dout_across + queries * VP, own.dweight,
-            TILE, false);
-    if (!whole) visible(c, mask, b, queries, keys, seen);
-    auto step = whole ? differentiate<true> : differentiate<false>;
-    step(own.score, own.dweight, seen, slope, lse_i, delta_i, own.weight, own.dscore, own.packed);
-    product(TILE, VP, TILE, own.weight, TILE, own.dout + queries * VP, own.dvalue + keys * VP, VP,
-            true);
-    product(TILE, KP, TILE, own.dscore, TILE, own.query + queries * KP, own.dkey + keys * KP, KP,
-            true);
-    product(KP, TILE, TILE, own.key_across + keys * KP, TILE, own.packed,
-            own.dquery + queries * KP, TILE, true);
+    if (!(kind & WHOLE)) visible(c, mask, b, queries, keys, seen);
+    const auto step = kind & WHOLE ? differentiate<true> : differentiate<false>;
+    for (const Part& part : Parts(kind)) {
+      const int64_t key = keys + part.key, at = part.at(), packed = part.packed();
+      times(part.keys, part.queries, KP, own.key + key * KP, KP,
+            own.query_across + queries * KP + 2 * part.query, own.score + at, false);
+      times(part.keys, part.queries, VP, own.value + key * VP, VP,
+            own.dout_across + queries * VP + 2 * part.query, own.dweight + at, false);
+      step(part, own.score, own.dweight, seen, scale, own.lse + queries, own.delta + queries,
+           own.weight, own.dscore, own.packed);
+      times_rows(part.keys, VP, part.queries, own.weight + at, own.dout + queries * VP, part.query,
+                 own.dvalue + key * VP);
+      times_rows(part.keys, KP, part.queries, own.dscore + at, own.query + queries * KP, part.query,
+                 own.dkey + key * KP);
+      times(KP, part.queries, part.keys, own.key_across + keys * KP + part.key, TILE,
+            own.packed + packed, own.dquery + queries * KP + part.query, true);
+    }
   }
 };
 
 }  // namespace
 
-// out[B,T,H,V], lse[B,H,T] (of base 2) and the classes of all tiles [B, queries, keys].
+// out[B,T,H,V], lse[B,H,T] (of base 2) and what is visible of all tiles [B, queries, keys].
 extern "C" void attention_forward(const Call* call, const bf16* q, const bf16* k, const bf16* v,
                                   const uint8_t* mask, const float* sink, float scale, bf16* out,
                                   float* lse, uint8_t* classes, int64_t threads) {
   const Call& c = *call;
   const int64_t I = c.query_tiles(), J = c.key_tiles();
-  const auto nothing = [] { return 0; };
-  parallel(threads, c.B * I, nothing, [&](int64_t task, int&) {
+  parallel(threads, c.B * I, [] { return 0; }, [&](int64_t task, int&) {
     for (int64_t j = 0; j < J; ++j)
       classes[task * J + j] = classify(c, mask, task / I, task % I * TILE, j * TILE);
   });
   const Forward forward{c, q, k, v, mask, sink, scale, classes, out, lse};
   // Keys are laid out once for 512 queries; of all heads that share them, if tasks are enough.
   const int64_t chunk = 8, chunks = (I + chunk - 1) / chunk;
-  const int64_t heads = c.B * c.G * chunks < 2 * threads ? 1 : c.group();
-  const int64_t parts = c.H / heads;
+  const int64_t heads = c.B * c.G * chunks < 2 * threads ? 1 : c.group(), parts = c.H / heads;
   const auto scratch = [&] { return std::make_unique<ForwardScratch>(c); };
   parallel(threads, c.B * parts * chunks, scratch, [&](int64_t task, auto& own) {
-    // Late queries see most: they go first.
-    const int64_t from = (chunks - 1 - task % chunks) * chunk, to = std::min(from + chunk, I);
+    const int64_t from = task % chunks * chunk, to = std::min(from + chunk, I);
     const int64_t b = task / chunks / parts, first = task / chunks % parts * heads;
-    forward.prepare(b, first / c.group(), from, to, *own);
+    std::fill_n(own->ready.data, J, false);
     for (int64_t h = first; h < first + heads; ++h)
       for (int64_t i = from; i < to; ++i) forward.attend(b, h, i, *own);
   });
@@ -447,8 +544,8 @@ extern "C" void attention_backward(const Call* call, const bf16* q, const bf16* 
                                    const bf16* dout, bf16* dq, bf16* dk, bf16* dv, float* dsink,
                                    int64_t threads) {
   const Call& c = *call;
-  const Backward backward{c,   q,   k,     v,       dout, out, mask, sink,
-                          lse, scale, classes, dq, dk,  dv,   dsink};
+  const Backward backward{c,   q,     k,       v,  dout, out, mask, sink,
+                          lse, scale, classes, dq, dk,   dv,  dsink};
   const auto scratch = [&] { return std::make_unique<BackwardScratch>(c); };
   parallel(threads, c.B * c.G, scratch, [&](int64_t task, auto& own) {
     backward.group(task / c.G, task % c.G, *own);
