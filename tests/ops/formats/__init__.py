@@ -1,0 +1,1 @@
+"""Number formats: bit by bit against exact rational arithmetic, torch's casts, and naive twins."""
