@@ -36,6 +36,7 @@ from moebius.lab.growth import growth_experiment
 from moebius.lab.noise import noise_at_start, noise_of_folder, noise_rows
 from moebius.lab.plan import plan
 from moebius.lab.plan_table import render_plan
+from moebius.lab.race import Race, race_experiment
 from moebius.lab.transfer import Sweep, transfer_experiment
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.progress import progress_bar
@@ -466,6 +467,25 @@ def transfer_lab(
         sweep = dataclasses.replace(sweep, rates=_numbers(rates, float))
     with progress_bar() as progress:
         transfer_experiment(sweep, out, overrides=overrides or (), say=_say, progress=progress)
+
+
+@lab_app.command("race")
+def race_lab(
+    name: Annotated[str, typer.Argument(metavar="[RECIPE]")] = "quickstart",
+    overrides: Overrides = None,
+    moe_lr: Annotated[float | None, typer.Option(help="The MoE's own learning rate.")] = None,
+    dense_lr: Annotated[float | None, typer.Option(help="Its dense twin's.")] = None,
+    moe_steps: Annotated[int | None, typer.Option(help="The MoE's steps, if fewer.")] = None,
+    seeds: Annotated[int, typer.Option(help="Races.")] = 3,
+    looks: Annotated[int, typer.Option(help="Evaluations of a model on its way.")] = 20,
+    out: Annotated[Path, typer.Option(help="Where the runs go; what is done is kept.")] = Path(
+        "runs/race"
+    ),
+) -> None:
+    """Race a MoE against its dense twin: which reaches the twin's loss in less time?"""
+    race = Race(moe_lr, dense_lr, moe_steps, seeds, looks)
+    with progress_bar() as progress:
+        race_experiment(race, _run_or_default(name, overrides), out, say=_say, progress=progress)
 
 
 def _numbers(text: str, kind: Callable[[str], N]) -> tuple[N, ...]:

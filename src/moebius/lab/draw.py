@@ -59,8 +59,9 @@ def _colours(charts: Iterable[Chart]) -> dict[str, str]:
 def _plot(chart: Chart, colours: dict[str, str]) -> Plot:
     """A chart for plotly."""
     data = []
+    names: set[str] = set()
     for line in chart.lines:
-        base = {"type": "scatter", "name": escape(line.name)}
+        base = {"type": "scatter", "name": escape(line.name), "legendgroup": line.name}
         base["hovertemplate"] = "%{x:.5~g}, %{y:.5~g}"
         colour = colours[line.name]
         data.append(
@@ -71,8 +72,10 @@ def _plot(chart: Chart, colours: dict[str, str]) -> Plot:
                 "y": list(line.ys),
                 "line": {"color": colour, "width": 1.6},
                 "marker": {"size": 4},
+                "showlegend": line.name not in names,
             }
         )
+        names.add(line.name)
         if line.marks:
             xs, ys = zip(*line.marks, strict=True)
             marker = {"color": colour, "size": 12, "symbol": "star"}
@@ -91,7 +94,7 @@ def _plot(chart: Chart, colours: dict[str, str]) -> Plot:
 
 
 def svg(charts: Sequence[Chart]) -> str:
-    """Charts side by side, their y axes alike where they measure the same, and one legend."""
+    """Charts side by side under one legend, y axes alike where they measure and cut the same."""
     colours = _colours(charts)
     width, height = WIDTH * len(charts), HEIGHT + LEGEND
     parts = [
@@ -100,7 +103,8 @@ def svg(charts: Sequence[Chart]) -> str:
         f'fill="{INK}">'
     ]
     for i, chart in enumerate(charts):
-        spans = [_spans(other)[1] for other in charts if other.y == chart.y]
+        like = (other for other in charts if (other.y, other.high) == (chart.y, chart.high))
+        spans = [_spans(other)[1] for other in like]
         span = (min(low for low, _ in spans), max(high for _, high in spans))
         parts.append(f'<g transform="translate({i * WIDTH},{LEGEND})">')
         parts += _panel(chart, _spans(chart)[0], span, colours)

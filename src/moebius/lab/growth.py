@@ -180,8 +180,11 @@ def _result(run: Run, arms: Arms, rows: Sequence[dict[str, Any]]) -> dict[str, A
     }
 
 
-def paired(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean of paired differences and its 95% confidence interval (Student's t; None for one)."""
+def paired(differences: Sequence[float], name: str = "grown") -> dict[str, Any]:
+    """Mean of paired differences and its 95% confidence interval (Student's t; None for one).
+
+    `name` is what stands before the minus, for the sentence that says it.
+    """
     mean, low, high = statistics.fmean(differences), None, None
     if len(differences) > 1:
         error = statistics.stdev(differences) / math.sqrt(len(differences))
@@ -189,7 +192,7 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
         low, high = mean - reach, mean + reach
     says = "undecided"
     if low is not None and high is not None and not low <= 0 <= high:
-        says = "grown is lower" if mean < 0 else "grown is higher"
+        says = f"{name} is {'lower' if mean < 0 else 'higher'}"
     interval = "" if low is None else f", 95% interval {low:+.4f} to {high:+.4f}"
     return {
         "mean": mean,
