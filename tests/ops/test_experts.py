@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moebius.ops.experts import BACKENDS, choose, experts, in_use
 from moebius.ops.experts.naive import experts_naive
+from moebius.ops.experts.sorted import filled
 from moebius.ops.native import missing
 from moebius.ops.swiglu import clamped_swiglu
 
@@ -57,6 +58,13 @@ def function(
     return lambda x: op(x["x"], index_NS, x["weight"], x["gate_up"], x["down"])
 
 
+def with_biases(
+    op: Callable[..., Tensor], index_NS: Tensor, *activation: Callable[[Tensor], Tensor]
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    names = ("weight", "gate_up", "down", "b_gate_up", "b_down")
+    return lambda x: op(x["x"], index_NS, *(x[name] for name in names), *activation)
+
+
 @pytest.mark.parametrize(("backend", "dtype"), PAIRS, ids=str)
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_fast_experts_equal_naive(routing: str, backend: str, dtype: torch.dtype) -> None:
@@ -76,12 +84,23 @@ def test_segments_take_any_width(width: int, hidden: int) -> None:
     assert_same(fast, naive, inputs, TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_segments_equal_naive_on_many_tokens(seed: int) -> None:
+def test_segments_equal_naive_on_many_tokens(seed: int, dtype: torch.dtype) -> None:
+    """In bf16 segments are filled up, so that the biases of empty rows must not show."""
     index_NS = noise(200, DROPPED + 1, seed=seed).topk(4).indices
-    inputs = inputs_of(index_NS, 8, 8, torch.float64, torch.float64)
-    fast, naive = function(BACKENDS["segments"], index_NS), function(experts_naive, index_NS)
-    assert_same(fast, naive, inputs, TOLERANCE[torch.float64])
+    inputs = inputs_of(index_NS, 8, 8, dtype, torch.promote_types(dtype, torch.float32))
+    inputs["b_gate_up"] = noise(NUM_EXPERTS, 16, seed=5, dtype=inputs["gate_up"].dtype)
+    inputs["b_down"] = noise(NUM_EXPERTS, 8, seed=6, dtype=inputs["gate_up"].dtype)
+    fast, naive = with_biases(BACKENDS["segments"], index_NS), with_biases(experts_naive, index_NS)
+    assert_same(fast, naive, inputs, TOLERANCE[dtype])
+
+
+def test_filled_segments_have_few_lengths() -> None:
+    lengths = [filled(count) for count in range(4097)]
+    assert all(count <= room <= 1.125 * count for count, room in enumerate(lengths))
+    assert len(set(lengths)) <= 8 * 12
+    assert lengths[:17] == list(range(17))
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [p for p in PAIRS if p[0] != "native"], ids=str)
@@ -90,13 +109,9 @@ def test_biases_and_clamped_swiglu_equal_naive(backend: str, dtype: torch.dtype)
     inputs = inputs_of(index_NS, 16, 24, dtype, torch.promote_types(dtype, torch.float32))
     inputs["b_gate_up"] = noise(NUM_EXPERTS, 48, seed=5, dtype=inputs["gate_up"].dtype)
     inputs["b_down"] = noise(NUM_EXPERTS, 16, seed=6, dtype=inputs["gate_up"].dtype)
-    activation = partial(clamped_swiglu, alpha=1.702, limit=0.7)
-
-    def with_biases(op: Callable[..., Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        names = ("weight", "gate_up", "down", "b_gate_up", "b_down")
-        return lambda x: op(x["x"], index_NS, *(x[name] for name in names), activation)
-
-    fast, naive = with_biases(BACKENDS[backend]), with_biases(experts_naive)
+    clamped = partial(clamped_swiglu, alpha=1.702, limit=0.7)
+    fast = with_biases(BACKENDS[backend], index_NS, clamped)
+    naive = with_biases(experts_naive, index_NS, clamped)
     assert_same(fast, naive, inputs, TOLERANCE[dtype])
 
 
