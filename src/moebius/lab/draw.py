@@ -45,7 +45,7 @@ def write_charts(stem: Path, title: str, note: str, charts: Sequence[Chart]) -> 
     """Write STEM.html and STEM.svg; their paths."""
     page, picture = stem.with_suffix(".html"), stem.with_suffix(".svg")
     plots = tuple(_plot(chart, _colours(charts)) for chart in charts)
-    html = render(title, f"<h1>{escape(title)}</h1>", [Section(title, note, plots)])
+    html = render(title, f"<h1>{escape(title)}</h1>", [Section("Result", note, plots)])
     replace_file(page, [html.encode()])
     replace_file(picture, [svg(charts).encode()])
     return page, picture
@@ -100,7 +100,10 @@ def svg(charts: Sequence[Chart]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="ui-sans-serif,system-ui,sans-serif" font-size="11" '
-        f'fill="{INK}">'
+        f'fill="{INK}">',
+        # What runs out of a panel is cut, not bent.
+        f'<clipPath id="panel"><rect x="{LEFT - 6}" y="{TOP}" width="{WIDTH - LEFT}" '
+        f'height="{HEIGHT - TOP - BOTTOM + 6}"/></clipPath>',
     ]
     for i, chart in enumerate(charts):
         like = (other for other in charts if (other.y, other.high) == (chart.y, chart.high))
@@ -127,8 +130,7 @@ def _panel(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = _share(x, x_span, chart.log_x) * (right - LEFT)
-        up = min(1.02, _share(y, y_span, log=False)) * (bottom - TOP)
-        return LEFT + across, bottom - up
+        return LEFT + across, bottom - _share(y, y_span, log=False) * (bottom - TOP)
 
     yield f'<text x="{LEFT}" y="16" font-weight="600">{escape(chart.title)}</text>'
     for tick in ticks(*y_span):
@@ -144,6 +146,7 @@ def _panel(
     yield f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(chart.x)}</text>'
     turned = f'transform="translate(12,{(TOP + bottom) / 2}) rotate(-90)"'
     yield f'<text {turned} text-anchor="middle">{escape(chart.y)}</text>'
+    yield '<g clip-path="url(#panel)">'
     for line in chart.lines:
         colour = colours[line.name]
         points = [place(x, y) for x, y in zip(line.xs, line.ys, strict=True)]
@@ -154,6 +157,7 @@ def _panel(
         for x, y in (place(*mark) for mark in line.marks):
             ring = f'fill="none" stroke="{colour}" stroke-width="2"'
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" {ring}/>'
+    yield "</g>"
 
 
 def _spans(chart: Chart) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -204,7 +204,8 @@ def _charts(result: dict[str, Any]) -> list[Chart]:
             xs, ys = zip(*kept, strict=True)
             mark = (row["best_rate"], row["best_loss"])
             lines.append(Line(f"width {row['width']}", xs, ys, (mark,)))
-        title = f"transfer {mode}: a factor {result['factors'][mode]['factor']:.2f}"
+        apart = result["factors"][mode]["factor"]
+        title = f"transfer {mode}: best rates a factor {apart:.2f} apart"
         high = min(max(shown), worst_best + max(0.5, 1.5 * (worst_best - least)))
         loss = "training loss, last tenth"
         charts.append(Chart(title, "learning rate", loss, tuple(lines), log_x=True, high=high))
