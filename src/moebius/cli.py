@@ -432,7 +432,9 @@ def noise_lab(
 ) -> None:
     """Measure the gradient noise scale, and the learning rate of experts that follows from it."""
     with progress_bar() as progress:
-        if Path(name).is_dir() and not overrides:
+        if Path(name).is_dir():
+            if overrides:
+                raise ValueError("a run is measured as it is; leave out the overrides")
             found = noise_of_folder(
                 Path(name), repeats=repeats, micro=micro, say=_say, progress=progress
             )

@@ -126,6 +126,7 @@ def test_the_verb(place: Place, tmp_path: Path) -> None:
     run = place.train("noisy-too", UNJUDGED, "stop_at=2")
     done = place.cli("lab", "noise", run, "--repeats", "2", "--json")
     assert json.loads(done.out)["step"] == 2
+    assert "leave out the overrides" in place.cli("lab", "noise", run, "batch=2").error
 
 
 @pytest.mark.parametrize(

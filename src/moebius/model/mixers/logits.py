@@ -1,7 +1,8 @@
 """The largest attention logit of each head, and the scaling of rows that pulls it down (QK-Clip).
 
 After Kimi K2 (arXiv 2507.20534, 2.1), whose MuonClip scales the query and key weights of a head
-whose largest logit passes a threshold. Letters as in `gqa`; X rows of one head.
+whose largest logit passes a threshold. Letters as in `gqa`; L queries of a block, J query heads of
+a key head, X rows of a head.
 """
 
 import torch
