@@ -1,8 +1,8 @@
 """Head and cross-entropy in chunks of tokens: loss and gradients in one pass, on any device.
 
-At most `chunk x V` logits exist at a time, in one buffer of at least fp32 that becomes p - onehot
-in place. The head's gradient accumulates in at least fp32. Letters: N tokens, C of a chunk, D
-width, V vocabulary.
+At most `chunk x V` logits exist at a time; their log-probabilities, in at least fp32, become
+p - onehot in place. The head's gradient accumulates in at least fp32. Letters: N tokens, C of a
+chunk, D width, V vocabulary.
 """
 
 from functools import partial
@@ -13,18 +13,20 @@ from torch import Tensor
 from moebius.ops.linear import at_least_fp32
 from moebius.ops.loss.unit import Unit, differentiable
 
-# Tokens whose logits exist at a time.
+# Tokens whose logits exist at a time; on a CPU as few as stay in its caches.
 CHUNK = 1024
+CHUNK_CPU = 256
 
 
 def head_cross_entropy_chunked(
-    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, valid_N: Tensor, chunk: int = CHUNK
+    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, valid_N: Tensor, chunk: int | None = None
 ) -> Tensor:
     """Sum over valid tokens of the negative log-likelihood, in nats, as a scalar of at least fp32.
 
     Its gradients are first-order only: the backward multiplies what the forward computed.
     """
-    return differentiable(partial(_unit, chunk), h_ND, w_VD, target_N, valid_N)
+    size = chunk or (CHUNK_CPU if h_ND.device.type == "cpu" else CHUNK)
+    return differentiable(partial(_unit, size), h_ND, w_VD, target_N, valid_N)
 
 
 def _unit(
@@ -44,17 +46,16 @@ def _unit(
     for start in range(0, h_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
         h_CD, valid_C1, target_C1 = h_ND[rows], valid_N[rows, None], target_N[rows, None]
-        logits_CV = (h_CD @ w_cast_VD.T).to(wide)
-        log_sum_C1 = logits_CV.logsumexp(1, keepdim=True)
-        total += torch.where(valid_C1, log_sum_C1 - logits_CV.gather(1, target_C1), 0).sum()
-        if grad_h_ND is None and grad_w_VD is None:
+        log_p_CV = torch.log_softmax(h_CD @ w_cast_VD.T, dim=-1, dtype=wide)
+        nll_C1 = -log_p_CV.gather(1, target_C1)
+        total += torch.where(valid_C1, nll_C1, 0).sum()
+        if not (of_h or of_w):
             continue
-        # exp(logit - infinity) is 0: a token that does not count has no gradient.
-        log_sum_C1.masked_fill_(~valid_C1, torch.inf)
-        grad_CV = logits_CV.sub_(log_sum_C1).exp_()
-        grad_CV = grad_CV.scatter_add_(1, target_C1, -valid_C1.to(wide)).to(h_ND.dtype)
+        grad_CV = log_p_CV.exp_().scatter_add_(1, target_C1, torch.full_like(nll_C1, -1))
+        grad_CV = grad_CV.to(h_ND.dtype)
+        # Tokens that do not count are taken out of the narrow operands, not of all V columns.
         if grad_h_ND is not None:
-            torch.mm(grad_CV, w_cast_VD, out=grad_h_ND[rows])
+            torch.mm(grad_CV, w_cast_VD, out=grad_h_ND[rows]).masked_fill_(~valid_C1, 0)
         if grad_w_VD is not None:
-            grad_w_VD += grad_CV.T @ h_CD
+            grad_w_VD += grad_CV.T @ h_CD.masked_fill(~valid_C1, 0)
     return Unit(total, grad_h_ND, None if grad_w_VD is None else grad_w_VD.to(w_VD.dtype))

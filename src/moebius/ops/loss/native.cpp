@@ -1,10 +1,10 @@
-// Cross-entropy of a linear head: the loss and the gradients of a unit loss, in one pass over tokens.
+// Cross-entropy of a linear head: the loss and the gradients of a unit loss, in one pass of tokens.
 //
 // Tokens come in chunks. First every thread takes tiles of ROWS tokens: their logits, panel by panel,
 // become exp(logit - the largest so far) while they lie in the cache; once the sum is known they are
 // scaled to p - onehot in bf16, which gives the tile's dh at once and is kept, packed, for dW. Then
-// every thread takes panels of W and adds the chunk's h^T (p - onehot) to them. What is summed in which
-// order depends on neither the number of threads nor on who came first.
+// every thread takes panels of W and adds the chunk's h^T (p - onehot) to them. The order of every sum
+// depends neither on the number of threads nor on who comes first.
 #include <cmath>
 
 #include "kernels.h"
@@ -23,7 +23,8 @@ struct Sizes {
 
 // The weight as both products want it, V filled up with zeros to whole panels.
 struct Weight {
-  explicit Weight(const Sizes& s) : transposed(s.panels * PANEL * s.D), plain(s.panels * PANEL * s.D) {}
+  explicit Weight(const Sizes& s)
+      : transposed(s.panels * PANEL * s.D), plain(s.panels * PANEL * s.D) {}
   Buffer<bf16> transposed, plain;
 };
 
@@ -47,7 +48,7 @@ struct Tile {
 
 int64_t panel_width(const Sizes& s, int64_t panel) { return std::min(PANEL, s.V - panel * PANEL); }
 
-// Pack columns [panel] of W^T, and the same rows of W in blocks of BLOCK rows (the last one shorter).
+// Pack a panel of W^T, and the same rows of W, in blocks of BLOCK rows (the last one shorter).
 void pack_panel(const Sizes& s, const float* w, int64_t panel, bool gradients, Weight& out) {
   const int64_t width = panel_width(s, panel), D = s.D;
   const float* from = w + panel * PANEL * D;
@@ -108,8 +109,18 @@ void exponentials(const Sizes& s, int64_t panel, Tile& tile) {
   }
 }
 
-// The exponentials of one panel, scaled to p - onehot, as bf16; rows without a token become 0.
-void gradient(int64_t panel, int64_t rows, const Tile& tile, bf16* out, int64_t stride) {
+// Two rows of 16 values, scaled, as bf16: each on its own, and interleaved where `packed` is given.
+inline void store_rows(const float* x, __m512 scale_a, __m512 scale_b, bf16* a, bf16* b,
+                       bf16* packed) {
+  store16(a, _mm512_mul_ps(load16(x), scale_a));
+  store16(b, _mm512_mul_ps(load16(x + PANEL), scale_b));
+  if (packed != nullptr) _mm512_storeu_si512(packed, interleave16(a, b));
+}
+
+// The exponentials of one panel become p - onehot, in bf16: by row, and packed where `packed` is
+// given. Rows without a token become 0.
+void gradient(int64_t panel, int64_t rows, const Tile& tile, bf16* out, int64_t stride,
+              bf16* packed) {
   const float* x = tile.logits.data + panel * ROWS * PANEL;
   const float* highest = tile.highest.data + panel * ROWS;
   alignas(64) float scale[ROWS];
@@ -120,13 +131,20 @@ void gradient(int64_t panel, int64_t rows, const Tile& tile, bf16* out, int64_t 
     store16(scale + row, _mm512_mask_mov_ps(factor, lost, log_sum));
   }
   std::fill(scale + rows, scale + ROWS, 0.0f);
-  for (int64_t row = 0; row < ROWS; ++row) {
-    const __m512 factor = _mm512_set1_ps(scale[row]);
-    for (int64_t v = 0; v < PANEL; v += 16)
-      store16(out + row * stride + v, _mm512_mul_ps(load16(x + row * PANEL + v), factor));
+  for (int64_t row = 0; row < ROWS; row += 2) {
+    const __m512 even = _mm512_set1_ps(scale[row]), odd = _mm512_set1_ps(scale[row + 1]);
+    for (int64_t v = 0; v < PANEL; v += 16) {
+      bf16* to = out + row * stride + v;
+      bf16* pairs = packed == nullptr ? nullptr : packed + row * PANEL + 2 * v;
+      store_rows(x + row * PANEL + v, even, odd, to, to + stride, pairs);
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = tile.target[row] - panel * PANEL;
-    if (at >= 0 && at < PANEL)
-      out[row * stride + at] = static_cast<bf16>(x[row * PANEL + at] * scale[row] - 1.0f);
+    if (at < 0 || at >= PANEL) continue;
+    const bf16 value = static_cast<bf16>(x[row * PANEL + at] * scale[row] - 1.0f);
+    out[row * stride + at] = value;
+    if (packed != nullptr) packed[(row - row % 2) * PANEL + 2 * at + row % 2] = value;
   }
 }
 
@@ -157,18 +175,19 @@ void tile_gradients(const Sizes& s, const Weight& w, int64_t first, int64_t rows
     const int64_t deep = std::min(BLOCK, columns - block);
     for (int64_t v = 0; v < deep; v += PANEL) {
       const int64_t panel = (block + v) / PANEL;
-      gradient(panel, rows, tile, tile.grad + v, deep);
-      bf16* to = chunk.grad + ((sub * s.panels + panel) * DEPTH + within) * PANEL;
-      if (weight_too) pack(tile.grad + v, deep, ROWS, PANEL, to);
+      const int64_t place = ((sub * s.panels + panel) * DEPTH + within) * PANEL;
+      bf16* packed = weight_too ? chunk.grad + place : nullptr;
+      gradient(panel, rows, tile, tile.grad + v, deep, packed);
     }
     product(ROWS, s.D, deep, tile.grad, deep, w.plain.data + block * s.D, tile.dh, s.D, block > 0);
   }
-  if (weight_too) transpose(tile.h.data, s.D, ROWS, s.D, chunk.h + sub * DEPTH * s.D + within, DEPTH);
+  if (!weight_too) return;
+  transpose(tile.h.data, s.D, ROWS, s.D, chunk.h + sub * DEPTH * s.D + within, DEPTH);
 }
 
-// Add a chunk's h^T (p - onehot) to one panel of dW, which is kept as [D][PANEL] until the last chunk.
-void add_weight_gradient(const Sizes& s, const Chunk& chunk, int64_t rows, int64_t panel, bool begins,
-                         float* sum) {
+// Add a chunk's h^T (p - onehot) to one panel of dW, kept as [D][PANEL] until the last chunk.
+void add_weight_gradient(const Sizes& s, const Chunk& chunk, int64_t rows, int64_t panel,
+                         bool begins, float* sum) {
   for (int64_t first = 0; first < rows; first += DEPTH) {
     const int64_t sub = first / DEPTH, deep = round_up(std::min(DEPTH, rows - first), ROWS);
     const bf16* grad = chunk.grad.data + (sub * s.panels + panel) * DEPTH * PANEL;
@@ -190,8 +209,8 @@ void transpose_panel(const float* x, int64_t D, int64_t columns, float* out) {
 }
 
 // The tokens `index[begin...]` of a tile; a tile without so many is filled up with zeros.
-void gather(const Sizes& s, const bf16* h, const int64_t* target, const int64_t* index, int64_t rows,
-            Tile& tile) {
+void gather(const Sizes& s, const bf16* h, const int64_t* target, const int64_t* index,
+            int64_t rows, Tile& tile) {
   for (int64_t row = 0; row < ROWS; ++row) {
     tile.target[row] = row < rows ? target[index[row]] : -1;
     bf16* to = tile.h + row * s.D;

@@ -34,8 +34,8 @@ def _unit(
     target_M = target_N[index_M]
     if len(index_M) and (int(target_M.min()) < 0 or int(target_M.max()) >= len(w_VD)):
         raise ValueError(f"targets of valid tokens must be 0 to {len(w_VD) - 1}")
-    w_wide_VD, target_N = w_VD.float().contiguous(), target_N.contiguous()
-    h_ND = h_ND.contiguous()
+    h_ND, target_N = h_ND.contiguous(), target_N.long().contiguous()
+    w_wide_VD = w_VD.float().contiguous()
     # The kernel writes the rows of valid tokens, and the head's gradient if there is any.
     grad_h_ND = torch.zeros_like(h_ND) if of_h else None
     grad_w_VD = torch.empty_like(w_wide_VD) if of_w else None
