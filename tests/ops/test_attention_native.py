@@ -133,6 +133,12 @@ def test_queries_that_see_nothing_give_nothing() -> None:
         assert got[name][0, 4].any()
 
 
+def test_a_query_that_sees_one_key_gives_its_value() -> None:
+    mask_BTS = causal(2 * TILE + 1, 1)
+    inputs = inputs_of(MLA, mask_BTS)
+    assert torch.equal(run(inputs, mask_BTS), inputs["v"])
+
+
 def test_masked_keys_have_no_weight_at_all() -> None:
     mask_BTS = causal(TILE + 8)
     inputs = inputs_of(GROUPED, mask_BTS)
@@ -181,5 +187,7 @@ def test_what_it_cannot_take_is_refused() -> None:
     q, k, v = inputs_of(GROUPED, MASKS["short"]).values()
     with pytest.raises(ValueError, match="bf16"):
         attention_native(q.float(), k, v, MASKS["short"], 0.3)
+    with pytest.raises(ValueError, match="do not fit"):
+        attention_native(q[:, :, :3], k, v, MASKS["short"], 0.3)
     with pytest.raises(ValueError, match="positive scale"):
         attention_native(q, k, v, MASKS["short"], -0.3)

@@ -2,11 +2,12 @@
 //
 // Scores stand transposed, [keys, queries]: what belongs to a query (maximum, sum, delta) then runs
 // across 16 lanes, weights go packed into the next product as they are made, and nothing inside the
-// loops is ever transposed. Exponentials are of base 2: `slope` is scale * log2(e), and the normaliser
-// kept for the backward is max * slope + log2(sum). A sink is a key without value, seen first.
+// loops is ever transposed. Exponentials are of base 2: `slope` is scale * log2(e), and the
+// normaliser kept for the backward is max * slope + log2(sum). A sink is a key without value, seen
+// first.
 //
-// Letters: B batch, T queries, S keys, H query heads, G key heads, K and V widths of keys and values,
-// KP and VP the same padded with zeros to multiples of 32.
+// Letters: B batch, T queries, S keys, H query heads, G key heads, K and V widths of keys and
+// values, KP and VP the same padded with zeros to multiples of 32.
 #include <cmath>
 
 #include "kernels.h"
@@ -39,7 +40,7 @@ struct Call {
   }
 };
 
-// What of a tile is visible: bit 2 * a + r for any key of half a and query of half r, and all of it.
+// What of a tile is visible: bit 2 * a + r for any key of half a and query of half r; all of it.
 constexpr uint8_t NONE = 0, WHOLE = 16;
 
 // A rectangle of a tile.
@@ -49,7 +50,7 @@ struct Part {
   int64_t packed() const { return key * TILE + 2 * query; }     // in pairs of rows
 };
 
-// The parts of a tile to compute: all of it, what one half sees, or what the halves of its keys see.
+// The parts of a tile to compute: one, or one for each half of its keys.
 struct Parts {
   explicit Parts(uint8_t kind) {
     const int first = kind & 3, second = kind >> 2 & 3;
@@ -69,15 +70,6 @@ struct Parts {
   int count = 0;
 };
 
-// 2^x, relative error 3e-6 and exact for integers; 0 for -inf.
-inline __m512 exp2_16(__m512 x) {
-  const __m512 r = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(0.01342679f);
-  for (const float c : {0.0522423f, 0.24128029f, 0.69304483f, 1.0f})
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(p, x);
-}
-
 // C[M,N] (+)= A[M,K] B[K,N]: a part of a tile that is packed as one panel.
 inline void times(int64_t M, int64_t N, int64_t K, const bf16* a, int64_t a_step, const bf16* b,
                   float* c, bool add) {
@@ -85,8 +77,8 @@ inline void times(int64_t M, int64_t N, int64_t K, const bf16* a, int64_t a_step
 }
 
 // C[M,N] += A[M,K] B[K,N]: B are K rows, from `row` on, of a tile [64, N] that is packed in panels.
-inline void times_rows(int64_t M, int64_t N, int64_t K, const bf16* a, const bf16* tile, int64_t row,
-                       float* c) {
+inline void times_rows(int64_t M, int64_t N, int64_t K, const bf16* a, const bf16* tile,
+                       int64_t row, float* c) {
   for (int64_t first = 0; first < N; first += PANEL) {
     const int64_t width = std::min(PANEL, N - first);
     at::native::cpublas::brgemm(M, width, K, TILE, width, N, true, a,
@@ -94,35 +86,23 @@ inline void times_rows(int64_t M, int64_t N, int64_t K, const bf16* a, const bf1
   }
 }
 
-// Ask for rows [first, first + 64) ahead of their use.
-void fetch_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width) {
-  for (int64_t i = first; i < std::min(first + TILE, rows); ++i)
-    for (int64_t n = 0; n < width; n += 32) _mm_prefetch(x + i * step + n, _MM_HINT_T1);
-}
-
 struct View {
   const bf16* data;
   int64_t step;
 };
 
-// A copy of rows [first, first + 64) in a width padded with zeros; rows that are not there are 0.
-View copy_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width,
-               int64_t padded, bf16* out) {
-  for (int64_t i = 0; i < TILE; ++i)
-    for (int64_t n = 0; n < padded; n += 32) {
-      const int64_t inside = first + i < rows ? std::clamp<int64_t>(width - n, 0, 32) : 0;
-      const __mmask32 lanes = inside == 32 ? ~0u : (1u << inside) - 1;
-      _mm512_storeu_si512(out + i * padded + n,
-                          _mm512_maskz_loadu_epi16(lanes, x + (first + i) * step + n));
-    }
-  return {out, padded};
-}
-
-// The same; where they lie, if nothing is to be padded.
+// Rows [first, first + 64) of `rows`, with zeros around them: where they lie, or copied to `spare`.
 View view_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width,
                int64_t padded, bf16* spare) {
-  if (width == padded && first + TILE <= rows) return {x + first * step, step};
-  return copy_tile(x, step, first, rows, width, padded, spare);
+  x += first * step;
+  if (width == padded && first + TILE <= rows) return {x, step};
+  copy_padded(x, step, std::min(TILE, rows - first), width, TILE, padded, spare);
+  return {spare, padded};
+}
+
+// Ask for the same rows ahead of their use.
+void fetch_tile(const bf16* x, int64_t step, int64_t first, int64_t rows, int64_t width) {
+  fetch(x + first * step, step, std::min(TILE, rows - first), width);
 }
 
 // Rows of fp32 to bf16, up to `rows` of 64.
@@ -191,21 +171,6 @@ inline __mmask16 lanes16(const uint64_t* seen, int64_t s, int64_t n) {
   return static_cast<__mmask16>(seen[s] >> n);
 }
 
-// Two rows as bf16 pairs (a0, b0, a1, b1, ...), from (a0, a1, ..., b0, b1, ...).
-inline __m512i pair_up(__m512bh rows) {
-  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
-                                                     21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
-                                                     11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  __m512i bits;
-  std::memcpy(&bits, &rows, 64);
-  return _mm512_permutexvar_epi16(_mm512_load_si512(order), bits);
-}
-
-inline void store_rows(bf16* first, bf16* second, __m512bh rows) {
-  std::memcpy(first, &rows, 32);
-  std::memcpy(second, reinterpret_cast<const char*>(&rows) + 32, 32);
-}
-
 // A part of scores becomes packed weights. The maximum (of scores) and the sum (of weights) of each
 // query move on; `shrink` is what earlier sums are to be multiplied with. Whether any is below 1.
 template <bool ALL>
@@ -236,7 +201,7 @@ bool soften(const Part& part, const float* score, const uint64_t* seen, float sl
         b = _mm512_maskz_mov_ps(lanes16(seen, s + 1, n), b);
       }
       total = _mm512_add_ps(total, _mm512_add_ps(a, b));
-      _mm512_storeu_si512(weight + s * TILE + 2 * n, pair_up(_mm512_cvtne2ps_pbh(b, a)));
+      _mm512_storeu_si512(weight + s * TILE + 2 * n, interleave_halves(_mm512_cvtne2ps_pbh(b, a)));
     }
     rose |= _mm512_cmp_ps_mask(before, now, _CMP_LT_OQ);
     store16(high + n, now);
@@ -282,7 +247,8 @@ struct Forward {
   void prepare(int64_t b, int64_t g, int64_t j, ForwardScratch& own) const {
     const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE;
     const bf16 *keys = k + b * c.k.batch + g * c.k.head, *values = v + b * c.v.batch + g * c.v.head;
-    copy_tile(keys, c.k.row, first, c.S, c.K, KP, own.key + first * KP);
+    copy_padded(keys + first * c.k.row, c.k.row, std::min(TILE, c.S - first), c.K, TILE, KP,
+                own.key + first * KP);
     const View rows = view_tile(values, c.v.row, first, c.S, c.V, VP, own.spare);
     transpose<bf16>(rows.data, rows.step, TILE, VP, own.value + first * VP, TILE);
     fetch_tile(keys, c.k.row, first + TILE, c.S, c.K);
@@ -331,8 +297,8 @@ struct Forward {
   }
 };
 
-// A part of scores and one of dP become weights and scale * dS: rows of each, and dS packed. `delta` is
-// the query's sum over keys of weight * dP, times scale.
+// A part of scores and one of dP become weights and scale * dS: rows of each, and dS packed.
+// `delta` is the query's sum over keys of weight * dP, times scale.
 template <bool ALL>
 void differentiate(const Part& part, const float* score, const float* dweight, const uint64_t* seen,
                    float scale, const float* lse, const float* delta, bf16* weight, bf16* dscore,
@@ -356,16 +322,16 @@ void differentiate(const Part& part, const float* score, const float* dweight, c
         }
       }
       const __m512bh rows = _mm512_cvtne2ps_pbh(ds[1], ds[0]);
-      store_rows(weight + at, weight + at + TILE, _mm512_cvtne2ps_pbh(p[1], p[0]));
-      store_rows(dscore + at, dscore + at + TILE, rows);
-      _mm512_storeu_si512(packed + s * TILE + 2 * n, pair_up(rows));
+      store_halves(weight + at, weight + at + TILE, _mm512_cvtne2ps_pbh(p[1], p[0]));
+      store_halves(dscore + at, dscore + at + TILE, rows);
+      _mm512_storeu_si512(packed + s * TILE + 2 * n, interleave_halves(rows));
     }
   }
 }
 
 struct BackwardScratch {
   explicit BackwardScratch(const Call& c)
-      : BackwardScratch(c, c.query_tiles() * TILE, c.key_tiles() * TILE) {}
+      : BackwardScratch(c, c.query_tiles() * TILE, c.group() == 1 ? TILE : c.key_tiles() * TILE) {}
   BackwardScratch(const Call& c, int64_t queries, int64_t keys)
       : key(keys * c.KP()),
         key_across(keys * c.KP()),
@@ -386,7 +352,8 @@ struct BackwardScratch {
         score(AREA),
         dweight(AREA),
         ready(c.query_tiles()) {}
-  // Tiles: of keys and values rows, and keys across [KP, keys]; of queries and dO packed ones.
+  // Tiles, of keys only one where no heads share them. Of keys and values rows, and keys across
+  // [KP, keys]; of queries and dO packed ones.
   Buffer<bf16> key, key_across, value, query, query_across, dout, dout_across;
   Buffer<bf16> weight, dscore, packed, spare;
   Buffer<float> dkey, dvalue, dquery;  // dquery: tiles of [KP, queries]
@@ -422,22 +389,30 @@ struct Backward {
     }
   }
 
+  // Where a tile of keys stands in the scratch.
+  int64_t keys_at(int64_t j) const { return c.group() == 1 ? 0 : j * TILE; }
+
   void begin_keys(int64_t b, int64_t g, int64_t j, BackwardScratch& own) const {
-    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE;
+    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE, at = keys_at(j);
+    const int64_t rows = std::min(TILE, c.S - first);
     const bf16 *keys = k + b * c.k.batch + g * c.k.head, *values = v + b * c.v.batch + g * c.v.head;
-    copy_tile(keys, c.k.row, first, c.S, c.K, KP, own.key + first * KP);
-    transpose<bf16>(own.key + first * KP, KP, TILE, KP, own.key_across + first * KP, TILE);
-    copy_tile(values, c.v.row, first, c.S, c.V, VP, own.value + first * VP);
-    std::fill_n(own.dkey + first * KP, TILE * KP, 0.0f);
-    std::fill_n(own.dvalue + first * VP, TILE * VP, 0.0f);
+    copy_padded(keys + first * c.k.row, c.k.row, rows, c.K, TILE, KP, own.key + at * KP);
+    transpose<bf16>(own.key + at * KP, KP, TILE, KP, own.key_across + at * KP, TILE);
+    copy_padded(values + first * c.v.row, c.v.row, rows, c.V, TILE, VP, own.value + at * VP);
+    std::fill_n(own.dkey + at * KP, TILE * KP, 0.0f);
+    std::fill_n(own.dvalue + at * VP, TILE * VP, 0.0f);
     fetch_tile(keys, c.k.row, first + TILE, c.S, c.K);
     fetch_tile(values, c.v.row, first + TILE, c.S, c.V);
+    const int64_t to = b * c.S * c.G + g;
+    fetch_tile(dk + to * c.K, c.G * c.K, first, c.S, c.K);
+    fetch_tile(dv + to * c.V, c.G * c.V, first, c.S, c.V);
   }
 
   void end_keys(int64_t b, int64_t g, int64_t j, BackwardScratch& own) const {
-    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE, at = b * c.S * c.G + g;
-    round_tile(own.dkey + first * KP, KP, c.K, dk + at * c.K, c.G * c.K, first, c.S);
-    round_tile(own.dvalue + first * VP, VP, c.V, dv + at * c.V, c.G * c.V, first, c.S);
+    const int64_t KP = c.KP(), VP = c.VP(), first = j * TILE, at = keys_at(j);
+    const int64_t to = b * c.S * c.G + g;
+    round_tile(own.dkey + at * KP, KP, c.K, dk + to * c.K, c.G * c.K, first, c.S);
+    round_tile(own.dvalue + at * VP, VP, c.V, dv + to * c.V, c.G * c.V, first, c.S);
   }
 
   void begin_queries(int64_t b, int64_t h, int64_t i, BackwardScratch& own) const {
@@ -478,21 +453,12 @@ struct Backward {
     dsink[b * c.H + h] = total / scale;
   }
 
-  static float dot(const bf16* a, const bf16* b, int64_t count) {
-    __m512 total = _mm512_setzero_ps();
-    int64_t n = 0;
-    for (; n + 16 <= count; n += 16) total = _mm512_fmadd_ps(load16(a + n), load16(b + n), total);
-    if (n < count)
-      total = _mm512_fmadd_ps(load_some(a + n, count - n), load_some(b + n, count - n), total);
-    return _mm512_reduce_add_ps(total);
-  }
-
   // One tile of queries and one of keys: all five products.
   void meet(int64_t b, int64_t i, int64_t j, BackwardScratch& own) const {
-    const int64_t KP = c.KP(), VP = c.VP(), keys = j * TILE, queries = i * TILE;
+    const int64_t KP = c.KP(), VP = c.VP(), keys = keys_at(j), queries = i * TILE;
     const uint8_t kind = classes[c.tile(b, i, j)];
     uint64_t seen[TILE];
-    if (!(kind & WHOLE)) visible(c, mask, b, queries, keys, seen);
+    if (!(kind & WHOLE)) visible(c, mask, b, queries, j * TILE, seen);
     const auto step = kind & WHOLE ? differentiate<true> : differentiate<false>;
     for (const Part& part : Parts(kind)) {
       const int64_t key = keys + part.key, at = part.at(), packed = part.packed();

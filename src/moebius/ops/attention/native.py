@@ -32,6 +32,11 @@ def attention_native(
         raise ValueError("native attention takes queries, keys and values in bf16")
     if scale <= 0:
         raise ValueError(f"native attention takes a positive scale, not {scale}")
+    (batch, queries, heads, width), (_, keys, kv_heads, _) = q_BTHK.shape, v_BSGV.shape
+    if k_BSGK.shape != (batch, keys, kv_heads, width) or heads % kv_heads or len(v_BSGV) != batch:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q_BTHK, k_BSGK, v_BSGV))
+        raise ValueError(f"queries, keys and values do not fit each other: {shapes}")
+    mask_BTS = mask_BTS.expand(batch, queries, keys)
     return _Attention.apply(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale, sink_H)
 
 

@@ -207,4 +207,56 @@ inline void parallel(int64_t threads, int64_t tasks, Scratch scratch, Work work)
   }
 }
 
+// 2^x, relative error 3e-6 and exact for integers; 0 for -inf.
+inline __m512 exp2_16(__m512 x) {
+  const __m512 r = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
+  __m512 p = _mm512_set1_ps(0.01342679f);
+  for (const float c : {0.0522423f, 0.24128029f, 0.69304483f, 1.0f})
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(p, x);
+}
+
+// (a0, b0, a1, b1, ...) from (a0, a1, ..., b0, b1, ...): two rows of 16, as `pack` lays them out.
+inline __m512i interleave_halves(__m512bh rows) {
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
+                                                     21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+                                                     11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  __m512i bits;
+  std::memcpy(&bits, &rows, 64);
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), bits);
+}
+
+// The two rows each to its own place.
+inline void store_halves(bf16* first, bf16* second, __m512bh rows) {
+  std::memcpy(first, &rows, 32);
+  std::memcpy(second, reinterpret_cast<const char*>(&rows) + 32, 32);
+}
+
+inline float dot(const bf16* a, const bf16* b, int64_t count) {
+  __m512 total = _mm512_setzero_ps();
+  int64_t n = 0;
+  for (; n + 16 <= count; n += 16) total = _mm512_fmadd_ps(load16(a + n), load16(b + n), total);
+  if (n < count)
+    total = _mm512_fmadd_ps(load_some(a + n, count - n), load_some(b + n, count - n), total);
+  return _mm512_reduce_add_ps(total);
+}
+
+// Ask for rows ahead of their use.
+inline void fetch(const bf16* x, int64_t stride, int64_t rows, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t n = 0; n < width; n += 32) _mm_prefetch(x + i * stride + n, _MM_HINT_T1);
+}
+
+// Copy rows into [out_rows, out_width], zeros around them. out_width a multiple of 32.
+inline void copy_padded(const bf16* x, int64_t stride, int64_t rows, int64_t width,
+                        int64_t out_rows, int64_t out_width, bf16* out) {
+  for (int64_t i = 0; i < out_rows; ++i)
+    for (int64_t n = 0; n < out_width; n += 32) {
+      const int64_t inside = i < rows ? std::clamp<int64_t>(width - n, 0, 32) : 0;
+      const __mmask32 lanes = inside == 32 ? ~0u : (1u << inside) - 1;
+      _mm512_storeu_si512(out + i * out_width + n,
+                          _mm512_maskz_loadu_epi16(lanes, x + i * stride + n));
+    }
+}
+
 }  // namespace moebius
