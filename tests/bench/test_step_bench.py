@@ -31,6 +31,7 @@ def test_rows(place: Place) -> None:
     assert result["matmul_flops"] > 1e6 and "2048x2048x2048" in result["matmul_shapes"]
     assert set(result["errors"]) == {"experts", "attention", "loss"}
     assert max(result["errors"].values()) < 1e-5
+    assert result["in_use"] == {"experts": "segments", "attention": "sdpa", "loss": "chunked"}
     moe, dense = result["rows"]
     assert (moe["name"], dense["name"]) == ("tiny", "tiny-dense")
     for row in result["rows"]:

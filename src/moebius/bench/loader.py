@@ -11,7 +11,7 @@ import torch
 from moebius.bench.child import Child
 from moebius.bench.memory import Memory
 from moebius.bench.ours import SPEC
-from moebius.bench.step import settled
+from moebius.bench.settled import settled
 from moebius.bench.timing import WARM_UP, interleaved, machine
 from moebius.config import to_json
 from moebius.data import Batch
@@ -29,7 +29,7 @@ def bench_loader(
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     _, loader = open_data(run, progress)
-    run, _ = settled(run, loader, device)
+    run, _, _ = settled(run, loader, device)
     memory, steps = Memory(torch.device("cpu")), itertools.count()
     memory.reset()
     agrees = all(_equal(loader.batch(step), loader.batch(step)) for step in range(3))

@@ -77,11 +77,13 @@ def bench_moe(
     cases = [(shape_of(text), text, load) for text in shapes for load in loads]
     where, dtype = settings(device, precision, threads)
     rows: list[dict[str, Any]] = []
+    names: list[str] = []
     for shape, text, load in cases:
         candidates = _candidates(shape, load, where, dtype)
         work = {"tokens": shape.N, "flops": shape.flops, "repeats": repeats}
         found = compare(f"{text} {load}", candidates, "naive", where, dtype, **work)
-        used = next(row for row in found if row["name"] == choose(where, dtype))
+        names.append(choose(where, dtype, candidates["naive"].inputs[-1]))
+        used = next(row for row in found if row["name"] == names[-1])
         layer = next(row for row in found if row["name"] == LAYER)
         layer["agrees"] = used["agrees"]
         ratios(found, DENSE, "over_dense")
@@ -89,7 +91,7 @@ def bench_moe(
     notes = ["cases are NxDxFxExS and the load; `layer` has its router and that router's own load"]
     return {
         **machine(where, dtype, matmul_flops),
-        "experts": choose(where, dtype),
+        "in_use": {"experts": " and ".join(sorted({*names}))},
         "notes": notes,
         "rows": rows,
     }

@@ -11,7 +11,7 @@ import torch
 
 from moebius.bench.child import Child
 from moebius.bench.ours import SPEC
-from moebius.bench.step import settled
+from moebius.bench.settled import settled
 from moebius.bench.timing import machine
 from moebius.config import to_json
 from moebius.train.precision import DTYPES
@@ -33,7 +33,7 @@ def bench_steady(
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     _, loader = open_data(run, progress)
-    run, errors = settled(run, loader, device)
+    run, errors, used = settled(run, loader, device)
     found: list[dict[str, Any]] = []
     with Child(SPEC, to_json(run), None) as child:
         for i in range(steps):
@@ -51,6 +51,7 @@ def bench_steady(
     )
     return {
         **machine(device, DTYPES[run.precision], run.matmul_flops),
+        "in_use": used,
         "errors": errors,
         "slower": slower,
         "grown_bytes": grown,

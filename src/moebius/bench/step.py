@@ -16,21 +16,18 @@ from typing import Any
 
 import torch
 
-from moebius.bench.agreement import agree, model_errors
+from moebius.bench.agreement import agree
 from moebius.bench.balanced import balanced_twin
 from moebius.bench.child import Child
 from moebius.bench.memory import WHY_NONE
 from moebius.bench.ours import SPEC
 from moebius.bench.peers import Peer, peer_named
+from moebius.bench.settled import settled
 from moebius.bench.timing import WARM_UP, machine
 from moebius.config import to_json
-from moebius.data import Loader
-from moebius.ops.experts import choose
 from moebius.train.precision import DTYPES
-from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
-from moebius.train.session import check, device_of, open_data, trial
-from moebius.train.state import new_state
+from moebius.train.session import check, device_of, open_data
 from moebius.train.twin import dense_twin
 
 Progress = Callable[[str, int, int], None]
@@ -83,7 +80,7 @@ def bench_step(
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     _, loader = open_data(run, progress)
-    run, errors = settled(run, loader, device)
+    run, errors, used = settled(run, loader, device)
     dtype = DTYPES[run.precision]
     agrees = agree(errors, dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,23 +97,13 @@ def bench_step(
     return {
         **facts,
         "precision": run.precision,
-        "experts": choose(device, dtype),
+        "in_use": used,
         "errors": errors,
         "expert_error": errors.get("experts"),
         "peer_errors": {peer.name: peer.errors for peer in found},
         "split": timings[0].split,
         "rows": rows,
     }
-
-
-def settled(run: Run, loader: Loader, device: torch.device) -> tuple[Run, dict[str, float]]:
-    """The run with its precision chosen, and how its ops agree with their naive forms."""
-    state = new_state(run, device)
-    precision, _ = choose_precision(run.precision, device, trial(run, state, loader, device))
-    run = dataclasses.replace(run, precision=precision)
-    batch = loader.batch(0)
-    rows = batch.rows(0, min(len(batch), run.micro_batch or len(batch))).to(device)
-    return run, model_errors(state.model, rows, device, DTYPES[precision])
 
 
 def _plans(

@@ -75,8 +75,9 @@ def below(result: Mapping[str, Any]) -> list[str]:
         named = sorted(result["split"].items(), key=lambda item: -item[1])
         parts = ", ".join(f"{group} {share:.1%}" for group, share in named if share >= 0.0005)
         lines.append(f"time of {result['rows'][0]['name']}: {parts}")
-    if result.get("experts"):
-        lines.append(f"experts in use: {result['experts']}")
+    if result.get("in_use"):
+        used = ", ".join(f"{op} {name}" for op, name in result["in_use"].items())
+        lines.append(f"in use: {used}")
     for what, errors in [("naive", result.get("errors")), *result.get("peer_errors", {}).items()]:
         if errors:
             found = ", ".join(f"{name} {size:.1e}" for name, size in errors.items())

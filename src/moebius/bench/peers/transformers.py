@@ -145,7 +145,7 @@ class Transformers(Stepper):
             weight_decay=run.optim.weight_decay,
             fused=True,
         )
-        self.notes: list[str] = []
+        self.notes = [f"weights and moments in {str(place.dtype).removeprefix('torch.')}"]
         self._choose_experts()
 
     def facts(self) -> dict[str, Any]:
