@@ -90,6 +90,7 @@ def test_either_dim_may_be_the_contracted_one(format: Format, dtype: torch.dtype
     along, across = quantise(x, format, -1), quantise(x.T, format, -2)
     assert torch.equal(along.dequantise(), across.dequantise().T)
     assert torch.equal(along.values(), across.values().T)
+    assert torch.equal(quantise(x.T.contiguous().T, format).values(), along.values())
     assert torch.equal(along.rows(torch.float32), across.rows(torch.float32))
     batch = torch.stack([x, x.flip(0) * 3])
     for i, one in enumerate(batch):

@@ -67,7 +67,11 @@ class Grid:
 
         NaN stays NaN; infinities saturate. Signs of zeros are kept.
         """
-        x = x.clamp(-self.maximum, self.maximum)
+        return self.nearest_of(x.clone())
+
+    def nearest_of(self, x: Tensor) -> Tensor:
+        """The same of an x that nobody needs any more: it may be overwritten."""
+        x.clamp_(-self.maximum, self.maximum)
         # Adding 1.5 * 2^mantissa spacings leaves a multiple of the spacing, rounded to even.
         magic = self._power(x).mul_(1.5 * 2.0 ** (_LAYOUT[x.dtype][2] - self.mantissa))
         return (x + magic).sub_(magic).copysign_(x)

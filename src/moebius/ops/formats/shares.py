@@ -1,7 +1,8 @@
 """What rounding did to a tensor: the shares of its non-zero values that were lost or cut.
 
 `underflow`: rounded to zero; `saturated`: beyond the largest number their scale can hold;
-`outliers`: beyond six times the root mean square. Computed only for somebody who watches.
+`outliers`: beyond six times the root mean square. Computed only for somebody who watches, and on a
+regular sample of the rows of large tensors.
 """
 
 from collections.abc import Callable
@@ -12,22 +13,28 @@ from torch import Tensor
 from moebius.ops.formats.format import Quantised, blocked
 from moebius.ops.formats.grid import Grid
 
+# About so many values are looked at.
+SAMPLE = 1 << 17
 # Shown the name and the share of a quantised tensor: `underflow/x`, `outliers/dy`.
 Watch = Callable[[str, Tensor], None]
 
 
 @torch.no_grad()
 def show(watch: Watch | None, what: str, x: Tensor, q: Quantised, grid: Grid) -> None:
-    """Show the shares of x, that became q."""
+    """Show the shares of x, that became q along its last dim."""
     if watch is None:
         return
-    x = blocked(x.to(q.blocks.dtype), q.dim, None if q.by_row else q.blocks.shape[q.dim])
+    every = max(1, x.numel() // SAMPLE)
+    x = blocked(x, -1, None if q.by_row else q.blocks.shape[-1]).flatten(0, -3)[::every]
+    x = x.to(q.blocks.dtype)
+    values, limit = q.blocks.flatten(0, -3)[::every], (q.total() * grid.maximum)
+    limit = limit.expand(*q.blocks.shape[:-1], 1).flatten(0, -3)[::every]
     there = x != 0
     count = there.sum().clamp(min=1)
     size = x.abs()
     lost = {
-        "underflow": there & (q.blocks == 0),
-        "saturated": size > q.total() * grid.maximum,
+        "underflow": there & (values == 0),
+        "saturated": size > limit,
         "outliers": size > 6 * ((x * x).sum() / count).sqrt(),
     }
     for name, found in lost.items():
