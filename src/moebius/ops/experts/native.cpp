@@ -18,6 +18,8 @@ constexpr int64_t TILE = 192;  // most rows of a product
 constexpr int64_t STEP = 16;   // a product's rows are padded to its multiples, so that shapes are few;
 constexpr int64_t EVEN = 32;   // where rows are summed over, to these
 constexpr int64_t PIECES = 16;
+constexpr int64_t AHEAD = 8;  // rows
+constexpr int64_t LINE = 32;  // values of a cache line
 
 struct Sizes {
   int64_t N, S, D, F, E;
@@ -63,7 +65,6 @@ int64_t tile_of(int64_t rows) {
 // asked for early.
 void gather(const Sizes& z, const bf16* x, const int64_t* order, int64_t rows, int64_t padded,
             bf16* out) {
-  constexpr int64_t AHEAD = 8, LINE = 32;
   for (int64_t i = 0; i < rows; ++i) {
     const bf16* from = x + order[i] / z.S * z.D;
     const bf16* next = x + order[std::min(i + AHEAD, rows - 1)] / z.S * z.D;
@@ -86,19 +87,22 @@ void sum_slots(const Sizes& z, const bf16* out_MD, const int64_t* row_NS, const 
   auto none = [] { return 0; };
   parallel(threads, (z.N + BLOCK - 1) / BLOCK, none, [&](int64_t block, int) {
     const int64_t end = std::min(z.N, (block + 1) * BLOCK);
-    for (int64_t n = block * BLOCK; n < end; ++n)
-      for (int64_t d = 0; d < z.D; d += 32) {
+    for (int64_t n = block * BLOCK; n < end; ++n) {
+      const int64_t *row_S = row_NS + n * z.S, *next_S = row_NS + std::min(n + 2, z.N - 1) * z.S;
+      for (int64_t d = 0; d < z.D; d += LINE) {
         __m512 low = _mm512_setzero_ps(), high = low;
-        for (int64_t slot = n * z.S; slot < (n + 1) * z.S; ++slot) {
-          if (row_NS[slot] < 0) continue;
-          const bf16* from = out_MD + row_NS[slot] * z.D + d;
-          const __m512 w = _mm512_set1_ps(weight == nullptr ? 1.0f : weight[slot]);
+        for (int64_t s = 0; s < z.S; ++s) {
+          _mm_prefetch(out_MD + std::max<int64_t>(0, next_S[s]) * z.D + d, _MM_HINT_T0);
+          if (row_S[s] < 0) continue;
+          const bf16* from = out_MD + row_S[s] * z.D + d;
+          const __m512 w = _mm512_set1_ps(weight == nullptr ? 1.0f : weight[n * z.S + s]);
           low = _mm512_fmadd_ps(w, load16(from), low);
           high = _mm512_fmadd_ps(w, load16(from + 16), high);
         }
         store16(y + n * z.D + d, low);
         store16(y + n * z.D + d + 16, high);
       }
+    }
   });
 }
 
