@@ -125,7 +125,8 @@ LISTED: dict[type[Variant], dict[str, dict[str, Variant]]] = {
         "dense": {"plain": DENSE, "biased": Dense(48, bias=True)},
         "moe": {
             "all_rules": MOE,
-            "bare": MoE(experts=4, expert_width=16, top_k=2),
+            # Widths that kernels take.
+            "bare": MoE(experts=4, expert_width=32, top_k=2),
             "biased": MoE(
                 4, 16, 2, router=Softmax(True, bias=True), bias=True, clamp=Clamp(limit=2.0)
             ),
