@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moebius.optim.orthogonal import polar_express
 from moebius.optim.rules import Slot, State
 from moebius.optim.rules import muon as muon_file
 from moebius.optim.rules.muon import Muon
@@ -21,7 +22,9 @@ def run(rule: Muon, params: list[Tensor], blocks: list[int], num_steps: int) -> 
     generator = torch.Generator().manual_seed(7)
     for step in range(1, num_steps + 1):
         grads = [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in params]
-        rule.update(slots, params, grads, states, lr=LR, weight_decay=DECAY, step=step)
+        rule.update(
+            slots, params, grads, states, lr=LR, weight_decay=DECAY, step=step, total_steps=100
+        )
     return states
 
 
@@ -31,7 +34,14 @@ def one_update(
     """The change of a copy of `weight` after a first step at lr 1."""
     slots, param = [Slot("w", "matrix", blocks)], weight.clone()
     rule.update(
-        slots, [param], [grad], rule.init(slots, [param]), lr=1.0, weight_decay=decay, step=1
+        slots,
+        [param],
+        [grad],
+        rule.init(slots, [param]),
+        lr=1.0,
+        weight_decay=decay,
+        step=1,
+        total_steps=100,
     )
     return param - weight
 
@@ -106,7 +116,9 @@ def test_a_stack_equals_one_matrix_at_a_time(
     monkeypatch.setattr(muon_file, "PIECE", piece)
     slots, params = [Slot("a", "expert"), Slot("b", "matrix")], [stack.clone(), alone.clone()]
     states = rule.init(slots, params)
-    rule.update(slots, params, list(grads), states, lr=1.0, weight_decay=0.1, step=1)
+    rule.update(
+        slots, params, list(grads), states, lr=1.0, weight_decay=0.1, step=1, total_steps=100
+    )
     torch.testing.assert_close(params[0] - stack, torch.stack(want[:5]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(params[1] - alone, want[5], rtol=1e-4, atol=1e-5)
 
@@ -135,6 +147,35 @@ def test_singular_values_are_near_one(
     values = torch.linalg.svdvals(one_update(rule, torch.zeros(4, 64, 128), grad))
     assert values.min() > low
     assert values.max() < high
+
+
+@pytest.mark.parametrize("shape", [(3, 48, 96), (3, 96, 48), (3, 64, 64)])
+@pytest.mark.parametrize(("steps", "low", "worst"), [(4, 7e-3, 0.21), (5, 3e-3, 0.14)])
+def test_low_rank_spectra_end_in_the_published_band(
+    shape: tuple[int, int, int], steps: int, low: float, worst: float
+) -> None:
+    """Singular values over two decades and more, as momenta of trained models have, in bf16."""
+    torch.manual_seed(0)
+    size = min(shape[1:])
+    spectrum = torch.logspace(0, math.log10(low), size)
+    left = torch.linalg.qr(torch.randn(shape[0], shape[1], size)).Q
+    right = torch.linalg.qr(torch.randn(shape[0], shape[2], size)).Q
+    grad = (left * spectrum) @ right.mT
+    update = -one_update(Muon(scale="original", steps=steps), torch.zeros(shape), grad)
+    update /= math.sqrt(max(1.0, shape[1] / shape[2]))
+    # Along each singular direction of the gradient, 1 would be exact.
+    gains = (left.mT @ update @ right).diagonal(dim1=-2, dim2=-1)
+    assert (gains - 1).abs().max() < worst + 0.03
+    assert torch.linalg.svdvals(update).max() < 1 + worst + 0.03
+
+
+def test_polar_express_sends_the_interval_near_one() -> None:
+    """Its polynomials alone, in fp64, on all of the interval that each list is made for."""
+    for steps, low, worst in ((4, 3.5e-3, 0.215), (5, 1e-3, 0.15), (7, 1e-3, 0.02)):
+        x = torch.logspace(math.log10(low), 0, 10_000, dtype=torch.float64)
+        for a, b, c in polar_express(steps):
+            x = a * x + b * x**3 + c * x**5
+        assert (x - 1).abs().max() < worst
 
 
 def test_more_steps_converge_to_the_polar_factor() -> None:
@@ -192,7 +233,7 @@ def test_the_momentum_stays_the_mean_of_the_gradients() -> None:
     weight, grad = torch.zeros(6, 4), 300 * torch.ones(6, 4).bfloat16()
     rule, slots = Muon(nesterov=False), [Slot("w", "matrix")]
     states = rule.init(slots, [weight])
-    rule.update(slots, [weight], [grad], states, lr=0.1, weight_decay=0.0, step=1)
+    rule.update(slots, [weight], [grad], states, lr=0.1, weight_decay=0.0, step=1, total_steps=100)
     torch.testing.assert_close(states[0]["momentum"], torch.full((6, 4), 15.0))
 
 
@@ -201,7 +242,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Muon().init([Slot("norm.weight", "norm")], [torch.ones(4)])
     with pytest.raises(ValueError, match="gate_up: 6 rows do not divide into 4 blocks"):
         Muon().init([Slot("gate_up", "matrix", 4)], [torch.ones(6, 2)])
-    with pytest.raises(ValueError, match="polar_express needs at least 5"):
+    with pytest.raises(ValueError, match="polar_express needs at least 4"):
         Muon(steps=3)
     with pytest.raises(ValueError, match="must lie in"):
         Muon(momentum=1.0)

@@ -12,8 +12,8 @@ from moebius.optim.noise import expert_lr_multiplier, noise_scale, optimal_lr
 
 def test_noise_scale_inverts_the_expectation() -> None:
     signal, noise = 3.0, 500.0
-    norms = [signal + noise / size for size in (8, 64)]
-    assert noise_scale(*norms, 8, 64) == pytest.approx((signal, noise))
+    small, big = signal + noise / 8, signal + noise / 64
+    assert noise_scale(small, big, 8, 64) == pytest.approx((signal, noise))
 
 
 def test_noise_scale_of_sampled_gradients() -> None:

@@ -16,6 +16,7 @@ from moebius.optim.roles import default_roles
 from moebius.optim.rules import Rule, Slot
 from moebius.optim.rules.adamw import AdamW
 from moebius.optim.rules.muon import Muon
+from moebius.optim.rules.soap import SOAP
 from moebius.optim.schedules.constant import Constant
 from moebius.optim.schedules.wsd import WSD
 
@@ -238,5 +239,44 @@ def test_every_rule_of_the_table(name: str) -> None:
         grad = torch.randn_like(weight)
         states = rule.init(slots, [weight])
         assert {tensor.dtype for tensor in states[0].values()} == {dtype}
-        rule.update(slots, [weight], [grad], states, lr=0.1, weight_decay=0.1, step=1)
+        for step in (1, 2):  # SOAP only measures at its first.
+            rule.update(
+                slots,
+                [weight],
+                [grad],
+                states,
+                lr=0.1,
+                weight_decay=0.1,
+                step=step,
+                total_steps=100,
+            )
         assert (weight * grad).sum() < 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *[from_json(Rule, name) for name in sorted(Rule.TABLE)],
+        SOAP(frequency=2, max_precondition_dim=8),
+        *[AdamW(state_dtype="bf16", rounding=way) for way in ("nearest", "stochastic", "kahan")],
+    ],
+)
+def test_every_rule_goes_on_bit_for_bit(rule: Rule) -> None:
+    """Saved as a checkpoint is: within `evaluation_weights`, by name; then loaded into new ones."""
+    roles = default_roles(rule, AdamW() if isinstance(rule, Muon | SOAP) else rule)
+    settings, whole, first = config(roles=roles), weights(), weights()
+    advance(Optimizer(settings, whole), whole, range(10))
+    optimizer = Optimizer(settings, first)
+    advance(optimizer, first, range(4))
+    training = [param.clone() for _, param in first]
+    with optimizer.evaluation_weights():
+        second = [(slot, param.clone()) for slot, param in first]
+        saved = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
+    for (_, param), before in zip(first, training, strict=True):
+        assert torch.equal(param, before)
+    resumed = Optimizer(settings, second)
+    resumed.load_state_tensors(saved)
+    for named in (first, second):
+        advance(optimizer if named is first else resumed, named, range(4, 10))
+        for (slot, want), (_, got) in zip(whole, named, strict=True):
+            assert torch.equal(want, got), slot.name

@@ -32,7 +32,8 @@ def optimal_lr(batch: float, noise: float, peak_lr: float) -> float:
 
     It rises as sqrt(B), is `peak_lr` at B = B_noise, and falls beyond it.
     """
-    _check_positive(batch=batch, noise=noise)
+    _check_positive("batch", batch)
+    _check_positive("noise", noise)
     return 2 * peak_lr / (math.sqrt(noise / batch) + math.sqrt(batch / noise))
 
 
@@ -48,12 +49,12 @@ def expert_lr_multiplier(
     """
     if not 0 < top_k <= experts:
         raise ValueError(f"top_k={top_k} must lie between 1 and experts={experts}")
-    _check_positive(batch_tokens=batch_tokens, noise_tokens=noise_tokens)
+    _check_positive("batch_tokens", batch_tokens)
+    _check_positive("noise_tokens", noise_tokens)
     x, share = batch_tokens / noise_tokens, experts / top_k
     return math.sqrt(share) * (1 + x) / (share + x)
 
 
-def _check_positive(**sizes: float) -> None:
-    for name, size in sizes.items():
-        if not size > 0:
-            raise ValueError(f"{name}={size} must be above 0")
+def _check_positive(name: str, size: float) -> None:
+    if not size > 0:
+        raise ValueError(f"{name}={size} must be above 0")

@@ -5,7 +5,8 @@ states only; the step is passed in, so continuing from saved states is exact to 
 and weight decays per role are multipliers of the run's own.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,17 @@ class OptimConfig:
     roles: Mapping[str, Role]
     weight_decay: float = 0.1
     clip: float | None = 1.0
+    # The model width that `lr` was tuned at, if another; see `optim/transfer.py`.
+    transfer_from_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.lr < 0 or self.weight_decay < 0:
             raise ValueError(f"lr={self.lr}, weight_decay={self.weight_decay} must not be negative")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip={self.clip} must be above 0; write clip=none to switch it off")
+        if self.transfer_from_width is not None and self.transfer_from_width < 1:
+            width = self.transfer_from_width
+            raise ValueError(f"transfer_from_width={width} must be at least 1 (or none)")
         for role in self.roles:
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r}{nearest(role, ROLES)}")
@@ -118,10 +124,26 @@ class Optimizer:
                 lr=rate * group.role.lr,
                 weight_decay=self.config.weight_decay * group.role.weight_decay,
                 step=step + 1,
+                total_steps=total_steps,
             )
             if measure:
                 ratios[name] = _update_ratio(before, group.params)
         return ratios
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Within it the weights are those to evaluate, save and sample from.
+
+        They are others than those in training for a rule that averages them (schedule_free), and
+        come back bit for bit. Nothing may change a weight inside.
+        """
+        for group in self.groups.values():
+            group.role.rule.to_evaluation(group.params, group.states)
+        try:
+            yield
+        finally:
+            for group in self.groups.values():
+                group.role.rule.to_training(group.params, group.states)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Every state tensor itself, not a copy, under the name `{weight}.{state}`."""
@@ -134,7 +156,11 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_tensors(self, saved: Mapping[str, Tensor]) -> None:
-        """Copy saved states in; ValueError, with nothing changed, unless all of them fit."""
+        """Copy saved states in; ValueError, with nothing changed, unless all of them fit.
+
+        The weights must be those that `evaluation_weights` gave when the states were saved, and
+        become those in training.
+        """
         own = self.state_tensors()
         _same_names("optimizer states", own.keys(), saved.keys())
         for name, tensor in own.items():
@@ -143,6 +169,8 @@ class Optimizer:
                 raise ValueError(f"optimizer state {name} is {kinds[1]}, expected {kinds[0]}")
         for name, tensor in own.items():
             tensor.copy_(saved[name])
+        for group in self.groups.values():
+            group.role.rule.to_training(group.params, group.states)
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -162,16 +162,18 @@ def _finish(session: Session, display: LiveDisplay) -> None:
     """Evaluate, write the summary and the report, show the closing table."""
     run, state, counts = session.run, session.state, session.counts
     display.message("evaluating on the held-out documents")
-    figures: Summary = resolve(run.evaluation)(
-        state.model,
-        session.prepared,
-        sequence_length=session.section.sequence_length,
-        batch=session.section.batch,
-        dtype=session.dtype,
-        device=session.device,
-        seed=run.seed,
-        write=session.folder.write_json,
-    )
+    # With schedule_free the averages, not the weights in training.
+    with state.optimizer.evaluation_weights():
+        figures: Summary = resolve(run.evaluation)(
+            state.model,
+            session.prepared,
+            sequence_length=session.section.sequence_length,
+            batch=session.section.batch,
+            dtype=session.dtype,
+            device=session.device,
+            seed=run.seed,
+            write=session.folder.write_json,
+        )
     summary = {
         "steps": state.step,
         "tokens": state.tokens,

@@ -154,6 +154,8 @@ def start(
     state = new_state(run, device)
     if imported is not None:
         state.take_weights(imported.tensors)
+        # Some rules keep copies of the weights they begin with.
+        state.optimizer = optimizer_of(run, state.model)
     work = trial(run, state, all_loaders[0], device)
     precision, measured = choose(run.precision, device, work)
     session = new_session(run, folder, prepared, all_loaders, state, precision)

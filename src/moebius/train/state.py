@@ -17,6 +17,7 @@ from moebius.model.lm import LM
 from moebius.model.weight import initialise, named_weights, set_products
 from moebius.optim.optimizer import Optimizer
 from moebius.optim.rules import Slot
+from moebius.optim.transfer import transferred
 from moebius.train.precision import products_of
 from moebius.train.run import Run
 
@@ -51,9 +52,13 @@ class TrainState:
         return {name: getattr(self, name) for name in names}
 
     def save(self, folder: Path, keep: int, facts: dict[str, Any]) -> Path:
-        """Save a checkpoint; `facts` (data digest, precision) are checked at resume."""
+        """Save a checkpoint; `facts` (data digest, precision) are checked at resume.
+
+        Its weights are those to use: with schedule_free the averages, not those in training.
+        """
         state = {**self.counters(), **facts}
-        return checkpoint.save(folder, self.step, self.tensors(), state, keep=keep)
+        with self.optimizer.evaluation_weights():
+            return checkpoint.save(folder, self.step, self.tensors(), state, keep=keep)
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
@@ -88,7 +93,8 @@ class TrainState:
 
         The old model is gone before the new one is there: an accelerator never holds two.
         """
-        tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
+        with self.optimizer.evaluation_weights():
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors().items()}
         counters = self.counters()
         del self.model, self.optimizer
         self.model, self.optimizer = _model_of(run, device)
@@ -114,4 +120,4 @@ def _model_of(run: Run, device: torch.device) -> tuple[LM, Optimizer]:
 def optimizer_of(run: Run, model: LM) -> Optimizer:
     """A fresh optimizer of the model's weights; ValueError where a rule is missing or unfit."""
     slots = [(Slot(name, w.role, w.blocks), w) for name, w in named_weights(model)]
-    return Optimizer(run.optim, slots)
+    return Optimizer(transferred(run.optim, run.model.width), slots)
