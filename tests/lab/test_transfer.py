@@ -103,7 +103,7 @@ def test_every_width_is_proportional() -> None:
 
 @pytest.fixture(scope="module")
 def sweep() -> Sweep:
-    return Sweep(widths=(32, 64), rates=(0.002, 0.02, 50.0), modes=("off",))
+    return Sweep(widths=(32, 64), rates=(0.002, 0.02, 50.0), seeds=1)
 
 
 OVERRIDES = ("steps=10", "batch=2", "sequence_length=16", "vocab=300", "threads=1")
@@ -128,6 +128,8 @@ def test_it_reports_what_the_runs_say(done: tuple[Path, dict[str, Any]]) -> None
     assert [(row["mode"], row["width"]) for row in result["rows"]] == [
         ("off", 32),
         ("off", 64),
+        ("on", 32),
+        ("on", 64),
     ]
     names = {"off": ("both-32", "off-64"), "on": ("both-32", "on-64")}
     for row in result["rows"]:
@@ -136,8 +138,21 @@ def test_it_reports_what_the_runs_say(done: tuple[Path, dict[str, Any]]) -> None
             run = folder / f"lr-{rate:.4g}-seed-0"
             assert len(lines(run)) == 10 and loss == lines(run)[-1]["loss"]
             assert not (run / "checkpoints").exists() and not (run / "report.html").exists()
-    best = [row["best_rate"] for row in result["rows"]]
-    assert result["factors"]["off"]["factor"] == max(best) / min(best)
+    off, on = ([row for row in result["rows"] if row["mode"] == mode] for mode in ("off", "on"))
+    assert off[0] | {"mode": "on"} == on[0] and off[1]["losses"] != on[1]["losses"]
+    for mode, rows in (("off", off), ("on", on)):
+        best = [row["best_rate"] for row in rows]
+        assert result["factors"][mode]["factor"] == max(best) / min(best)
+
+
+def test_the_rule_is_in_the_runs(done: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = done
+    kept = {
+        folder: json.loads((out / folder / "lr-0.02-seed-0/run.json").read_text())["run"]["optim"]
+        for folder in ("both-32", "off-64", "on-64")
+    }
+    assert [kept[name]["transfer_from_width"] for name in kept] == [None, None, 32]
+    assert {kept[name]["lr"] for name in kept} == {0.02}
 
 
 def test_what_is_done_is_not_done_again(
@@ -158,6 +173,7 @@ def test_what_is_done_is_not_done_again(
     assert [new[0], *new[2:]] == old
     with pytest.raises(ValueError, match=r"holds another experiment \(batch: 2 -> 3\)"):
         experiment(sweep, out, place, "batch=3")
+    assert experiment(sweep, out, place) == result
 
 
 @pytest.mark.parametrize(
@@ -199,11 +215,11 @@ def test_the_charts_of_the_sweep(done: tuple[Path, dict[str, Any]]) -> None:
     out, result = done
     root = ElementTree.fromstring((out / "transfer.svg").read_text())
     space = "{http://www.w3.org/2000/svg}"
-    assert len(root.findall(f".//{space}polyline")) == 2
+    assert len(root.findall(f".//{space}polyline")) == 4
     texts = [text.text for text in root.iter(f"{space}text")]
     assert {"width 32", "width 64", "learning rate"} <= set(texts)
     page = (out / "transfer.html").read_text()
-    assert result["says"] in page and page.count("<figure>") == 1
+    assert result["says"] in page and page.count("<figure>") == 2
 
 
 def test_points_lie_where_they_belong() -> None:

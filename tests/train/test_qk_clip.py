@@ -19,6 +19,8 @@ from moebius.model.mixers.nsa import NSA
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
 from moebius.model.weight import initialise
+from moebius.optim.roles import default_roles
+from moebius.optim.rules.schedule_free import ScheduleFree
 from moebius.train.qk_clip import QKClip, clippable, logits_by_mixer
 from moebius.train.run import Run
 from moebius.train.session import check, open_data
@@ -320,6 +322,10 @@ def test_what_cannot_be_clipped_is_refused(mixed: Run, place: Place) -> None:
     model = dataclasses.replace(mixed.model, layers=(layer,), ends=())
     with pytest.raises(ValueError, match="qk_clip has nothing to clip"):
         check(dataclasses.replace(mixed, model=model))
+    roles = default_roles(ScheduleFree())
+    optim = dataclasses.replace(mixed.optim, roles=roles)
+    with pytest.raises(ValueError, match=r"schedule_free \(matrix\) makes anew"):
+        check(dataclasses.replace(mixed, optim=optim))
     with pytest.raises(ValueError, match="threshold must be above 0"):
         QKClip(threshold=0.0)
     with pytest.raises(ValueError, match="every must be at least 1"):

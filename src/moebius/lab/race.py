@@ -125,7 +125,9 @@ class _Racer:
                 raise ValueError(
                     f"{session.run.name} diverged at step {state.step}; give it a lower rate"
                 )
-        self.curve.append((state.step, state.seconds, held_out_loss(session)))
+        # With schedule_free the averages are judged, not the weights in training.
+        with state.optimizer.evaluation_weights():
+            self.curve.append((state.step, state.seconds, held_out_loss(session)))
 
     def result(self) -> dict[str, Any]:
         """What became of it."""

@@ -19,6 +19,8 @@ from moebius.data import Batch
 from moebius.model.context import Context
 from moebius.model.lm import LM
 from moebius.model.mixers import Mixer
+from moebius.optim.optimizer import OptimConfig
+from moebius.optim.rules.schedule_free import ScheduleFree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +36,19 @@ class QKClip:
         if self.every < 1:
             raise ValueError(f"every must be at least 1, not {self.every}")
 
-    def check(self, model: LM) -> None:
-        """ValueError where no mixer of the model has logits to clip."""
+    def check(self, model: LM, optim: OptimConfig) -> None:
+        """ValueError where no mixer has logits to clip, or what is clipped would come back."""
         if not clippable(model):
             raise ValueError(
                 "qk_clip has nothing to clip here: every mixer norms its queries and keys or has "
                 "no softmax; write qk_clip=none"
             )
+        for name in ("matrix", "bias"):
+            if name in optim.roles and isinstance(optim.roles[name].rule, ScheduleFree):
+                raise ValueError(
+                    f"qk_clip scales weights, which schedule_free ({name}) makes anew from its own "
+                    "copies at every step; take another rule or write qk_clip=none"
+                )
 
     def due(self, step: int) -> bool:
         """Whether `step`, counted from 0, is one to look at."""

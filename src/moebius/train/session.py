@@ -96,7 +96,7 @@ def check(run: Run) -> Counts:
         models[0].check_trainable()
         check_roles(run, models[0])
         if run.qk_clip is not None:
-            run.qk_clip.check(models[0])
+            run.qk_clip.check(models[0], run.optim)
         optimizer_of(run, models[0])
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
