@@ -126,7 +126,7 @@ def test_states_are_planned_to_the_byte(name: str) -> None:
 
 
 def saved(model: LM, length: int, recompute: bool) -> int:
-    """Bytes that autograd holds between forward and backward, weights left out."""
+    """Bytes that autograd holds in fp32 between forward and backward, weights left out."""
     tokens_BT = torch.zeros(1, length, dtype=torch.long)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     held: dict[int, torch.UntypedStorage] = {}
@@ -139,24 +139,25 @@ def saved(model: LM, length: int, recompute: bool) -> int:
 
     ctx = Context.continuing(tokens_BT, 0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        model.loss(tokens_BT, tokens_BT, ctx, dtype=torch.bfloat16, recompute=recompute)
+        model.loss(tokens_BT, tokens_BT, ctx, dtype=torch.float32, recompute=recompute)
     return sum(storage.nbytes() for storage in held.values())
 
 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
-    [("llama3-nano", 1.3, 1.5), ("longcat-nano", 1.4, 1.9), ("qwen3-nano", 1.8, 2.3)],
+    [("llama3-nano", 1.0, 1.2), ("longcat-nano", 1.2, 1.45), ("qwen3-nano", 1.4, 1.65)],
 )
 def test_activations_are_a_floor_of_what_a_cpu_keeps(
     name: str, least: float, most: float, one_thread: None
 ) -> None:
-    run = override(recipe(name), ["vocab=64"])
+    """Of torch's operators, in fp32; the kernels for bf16 keep less than they."""
+    run = override(recipe(name), ["vocab=64", "precision=fp32"])
     model = run.model.build(run.vocab)
     initialise(model, 0)
     memory = memory_of(run, _on_meta(run))
     grown = saved(model, 256, False) - saved(model, 64, False)
     assert least < grown / 192 / memory.kept < most
-    inputs = len(run.model.layers) * run.model.width * 2
+    inputs = len(run.model.layers) * run.model.width * 4
     grown = saved(model, 256, True) - saved(model, 64, True)
     # The layers' inputs, and what final norm, hidden z-loss and loss keep in fp32.
     assert inputs < grown / 192 < inputs + 24 * run.model.width

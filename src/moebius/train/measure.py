@@ -33,6 +33,7 @@ def step_line(
         **sizes,
         "layers": layers,
         "hidden_rms": meter.hidden_rms(),
+        **({"rounding": rounding} if (rounding := meter.rounding()) else {}),
         "roles": role_metrics(state.model, result.update_ratios),
     }
 
