@@ -5,7 +5,7 @@ Weights and gradients are in fp32 (fp64 runs: fp64), optimizer states of the sha
 rules make. Activations per token are estimated as what fused kernels cannot do without: every
 product with a weight keeps its input and its output, half as much again behind a gate (SwiGLU),
 experts by their mean share, the router in fp32; the loss keeps one width. Torch's plain operators
-keep more: on a CPU 1.4 to 2.4 times as much at nano size, KDA in chunks 4.4 times. With recompute
+keep more (1.1 to 1.5 times as much at nano size in fp32), kernels for the CPU less. With recompute
 a layer keeps its input, and the largest layer's activations come once on top.
 """
 
