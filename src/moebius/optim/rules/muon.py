@@ -27,7 +27,7 @@ from moebius.optim.rules import (
 )
 
 # Elements that go through Newton-Schulz at once, on a CPU such that they stay in its caches.
-PIECE, PIECE_ACCELERATOR = 1 << 19, 1 << 24
+PIECE, PIECE_ACCELERATOR = 1 << 20, 1 << 24
 
 
 class Matrices(NamedTuple):
