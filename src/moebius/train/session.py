@@ -22,7 +22,7 @@ from moebius.model.count import Counts, count
 from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
-from moebius.ops.native import keep_freed_memory
+from moebius.ops.native.memory import keep_freed_memory
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
 from moebius.train.precision import DTYPES, choose

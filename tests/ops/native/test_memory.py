@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from moebius.ops.native import keep_freed_memory
+from moebius.ops.native.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

@@ -21,8 +21,6 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 HEADER = Path(__file__).with_name("kernels.h")
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
-# glibc's mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -40,19 +38,6 @@ def missing() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         return f"they do not compile: {_first_line(error)}"
     return None
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step, as torch does on a GPU; elsewhere do nothing.
-
-    By default it hands every large buffer back to the system, which clears each page again when the
-    next step asks for it: a fifth of a small model's step.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
-        libc.mallopt(option, value)
 
 
 @functools.cache
