@@ -30,6 +30,8 @@ from moebius.ops.attention import choose as choose_attention
 from moebius.ops.experts import in_use
 from moebius.ops.loss import choose as choose_loss
 from moebius.optim.rules.adamw import AdamW
+from moebius.optim.rules.ademamix import AdEMAMix
+from moebius.optim.rules.schedule_free import ScheduleFree
 from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import budgets, step_line
 from moebius.train.resume import reopen, resume
@@ -230,9 +232,10 @@ def _loss_in_use(session: Session) -> str:
 
 
 def _adam_eps(run: Run) -> float:
-    """The largest epsilon that AdamW divides by; gradients near it are an alarm."""
+    """The largest epsilon that a rule like Adam divides by; gradients near it are an alarm."""
     rules = [role.rule for role in run.optim.roles.values()]
-    return max((rule.eps for rule in rules if isinstance(rule, AdamW)), default=1e-16)
+    adams = [rule for rule in rules if isinstance(rule, AdamW | AdEMAMix | ScheduleFree)]
+    return max((rule.eps for rule in adams), default=1e-16)
 
 
 def _bad_step(result: StepResult, step: int, keys: list[str]) -> dict[str, Any]:

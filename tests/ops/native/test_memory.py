@@ -1,7 +1,6 @@
 """Freed memory stays with the process: the next step does not ask the system for it again."""
 
 import platform
-import resource
 import subprocess
 import sys
 

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.optim.orthogonal import polar_express_, quintic_
+from moebius.ops.orthogonal import Iteration, Stack, choose, orthogonal_, step_native
+from moebius.optim.orthogonal import polar_iteration, quintic_iteration
 from moebius.optim.rules import (
     Rule,
     Slot,
@@ -103,10 +104,45 @@ class Muon(Rule):
         total_steps: int,
     ) -> None:
         rows = zip(slots, params, grads, states, strict=True)
-        for piece in _pieces([_matrices(*row) for row in rows]):
+        weights = [_matrices(*row) for row in rows]
+        fused = [weight for weight in weights if self._fuses(weight)]
+        if fused:
+            self._step_native(fused, lr, weight_decay)
+        for piece in _pieces([weight for weight in weights if not self._fuses(weight)]):
             updates = self._orthogonal(piece).split([len(part.weight_MRC) for part in piece])
             for part, update_MRC in zip(piece, updates, strict=True):
                 self._apply(part, update_MRC, lr, weight_decay)
+
+    def _fuses(self, weight: Matrices) -> bool:
+        """Whether the native kernel has all of this weight's step."""
+        fp32 = all(x.dtype == torch.float32 for x in (weight.weight_MRC, weight.momentum_MRC))
+        plain = self.normalise == "none" and not self.cautious
+        backend = choose(weight.weight_MRC, self._compute_dtype(weight.momentum_MRC))
+        return fp32 and plain and weight.momentum_MRC.is_contiguous() and backend == "native"
+
+    def _step_native(self, weights: Sequence[Matrices], lr: float, weight_decay: float) -> None:
+        stacks = [
+            Stack(
+                weight.weight_MRC,
+                weight.grad_MRC.to(weight.weight_MRC.dtype).contiguous(),
+                weight.momentum_MRC,
+                lr * self._scale(*weight.weight_MRC.shape[-2:]),
+            )
+            for weight in weights
+        ]
+        keep = 1 - lr * weight_decay
+        step_native(
+            stacks,
+            self._iteration(),
+            keep=keep,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
+
+    def _iteration(self) -> Iteration:
+        if self.coefficients == "quintic":
+            return quintic_iteration(self.steps, self.eps)
+        return polar_iteration(self.steps, self.eps)
 
     def _orthogonal(self, piece: Sequence[Matrices]) -> Tensor:
         """The orthogonal update of all matrices of a piece, in the dtype of Newton-Schulz."""
@@ -119,9 +155,7 @@ class Muon(Rule):
         places = stack_MRC.split([len(part.weight_MRC) for part in piece])
         for part, place in zip(piece, places, strict=True):
             place.copy_(self._momentum(part))
-        if self.coefficients == "quintic":
-            return quintic_(stack_MRC, self.steps, self.eps)
-        return polar_express_(stack_MRC, self.steps, self.eps)
+        return orthogonal_(stack_MRC, self._iteration())
 
     def _momentum(self, part: Matrices) -> Tensor:
         """Move the momentum; the direction it gives, not to be written."""
