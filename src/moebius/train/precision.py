@@ -37,13 +37,13 @@ def choose(
 ) -> tuple[str, dict[str, float]]:
     """The precision's name, and the seconds measured for each candidate (empty if none were).
 
-    `auto` runs `work(dtype)`, a forward and backward of the model itself, in bf16 and fp32, twice
-    each interleaved after one warm-up, and takes the faster.
+    `auto` runs `work(dtype)`, a forward and backward of the model itself, in bf16 and fp32, three
+    times each interleaved after one warm-up, and takes the faster.
     """
     if precision != "auto":
         return precision, {}
     seconds: dict[str, float] = {"bf16": float("inf"), "fp32": float("inf")}
-    for attempt in range(3):
+    for attempt in range(4):
         for name in seconds:
             synchronise(device)
             start = time.perf_counter()
