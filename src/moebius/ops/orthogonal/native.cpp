@@ -11,12 +11,12 @@ using namespace moebius;
 using at::native::cpublas::brgemm;
 
 namespace {
-constexpr int64_t HALF = PANEL / 2;
+constexpr int64_t BLOCK = 32;
 
 struct Scratch {
   Scratch(int64_t most, int64_t most_rows, int64_t most_cols)
       : x(most), packed(most), gram(most_rows * most_rows), map(most_rows * most_rows),
-        panel(most_cols * PANEL), sums(most_rows * PANEL) {}
+        panel(most_cols * BLOCK), sums(most_rows * BLOCK) {}
   Buffer<bf16> x, packed, gram, map, panel;
   Buffer<float> sums;
 };
@@ -28,36 +28,59 @@ struct Iteration {
   double margin, eps;
 };
 
-// The sums of rows `first`.. and columns first..first+width of a symmetric product, at c[row, 64].
-void lower(int64_t R, int64_t K, int64_t first, int64_t width, const bf16* a, const bf16* panel,
-           float* c) {
-  const bf16* from = a + first * K;
-  brgemm(HALF, HALF, K, K, width, PANEL, false, from, panel, c, true);
-  if (first + HALF < R)
-    brgemm(R - first - HALF, PANEL, K, K, width, PANEL, false, from + HALF * K, panel,
-           c + HALF * PANEL, true);
+// each(i, n, sums) for the sums of 8 rows and 32 columns of A B, 16 at a time; i is the first row.
+template <typename Each>
+inline void tile(int64_t K, const bf16* a, const bf16* panel, int64_t i, Each each) {
+  constexpr int ROWS = 8;
+  __m512 sums[ROWS][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < K; k += 2) {
+    const __m512bh first = (__m512bh)_mm512_loadu_si512(panel + k * BLOCK);
+    const __m512bh second = (__m512bh)_mm512_loadu_si512(panel + k * BLOCK + 32);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, a + (i + r) * K + k, sizeof pair);
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], left, first);
+      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], left, second);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) {
+    each(i + r, 0, sums[r][0]);
+    each(i + r, 16, sums[r][1]);
+  }
 }
 
-// Copy what lies below the diagonal in these columns to above it.
+// each(i, n, sums) for the rows from..to of A[., K] times a panel of 32 columns. Tiles written out
+// spare a tenth of brgemm's time, as their sums go on from registers; AMX is worth more than that.
+template <typename Each>
+void product_rows(int64_t from, int64_t to, int64_t K, const bf16* a, Scratch& s, Each each) {
+#ifdef __AMX_BF16__
+  brgemm(to - from, BLOCK, K, K, BLOCK, BLOCK, false, a + from * K, s.panel, s.sums, true);
+  for (int64_t i = from; i < to; ++i)
+    for (int64_t n = 0; n < BLOCK; n += 16) each(i, n, load16(s.sums + (i - from) * BLOCK + n));
+#else
+  for (int64_t i = from; i < to; i += 8) tile(K, a, s.panel, i, each);
+#endif
+}
+
+// Copy what lies below the diagonal in the columns of a block to above it.
 void mirror(int64_t R, int64_t first, bf16* a) {
-  bf16* corner = a + first * R + first;
-  if (first + HALF < R) transpose(corner + HALF * R, R, HALF, HALF, corner + HALF, R);
-  if (first + PANEL < R)
-    transpose(corner + PANEL * R, R, R - first - PANEL, PANEL, corner + PANEL, R);
+  const int64_t next = first + BLOCK;
+  if (next < R) transpose(a + next * R + first, R, R - next, BLOCK, a + first * R + next, R);
 }
-
-// How many of the 64 columns from `first` on are at or left of the diagonal tile in row i.
-int64_t reach(int64_t i, int64_t first) { return i < first + HALF ? HALF : PANEL; }
 
 // A = X X^T.
 void make_gram(int64_t R, int64_t C, Scratch& s) {
-  for (int64_t first = 0; first < R; first += PANEL) {
-    const int64_t width = std::min(PANEL, R - first);
-    pack_transposed(s.x + first * C, C, C, width, s.panel);
-    lower(R, C, first, width, s.x, s.panel, s.sums);
-    for (int64_t i = first; i < R; ++i)
-      for (int64_t n = 0; n < reach(i, first); n += 16)
-        store16(s.gram + i * R + first + n, load16(s.sums + (i - first) * PANEL + n));
+  for (int64_t first = 0; first < R; first += BLOCK) {
+    bf16* gram = s.gram + first;
+    pack_transposed(s.x + first * C, C, C, BLOCK, s.panel);
+    product_rows(first, R, C, s.x, s, [=](int64_t i, int64_t n, __m512 sum) {
+      store16(gram + i * R + n, sum);
+    });
     mirror(R, first, s.gram);
   }
 }
@@ -65,16 +88,13 @@ void make_gram(int64_t R, int64_t C, Scratch& s) {
 // P = bA + cA^2.
 void make_map(int64_t R, double b, double c, Scratch& s) {
   const __m512 bs = _mm512_set1_ps(b), cs = _mm512_set1_ps(c);
-  for (int64_t first = 0; first < R; first += PANEL) {
-    const int64_t width = std::min(PANEL, R - first);
-    pack(s.gram + first, R, R, width, s.panel);
-    lower(R, R, first, width, s.gram, s.panel, s.sums);
-    for (int64_t i = first; i < R; ++i)
-      for (int64_t n = 0; n < reach(i, first); n += 16) {
-        const __m512 linear = _mm512_mul_ps(bs, load16(s.gram + i * R + first + n));
-        const __m512 square = load16(s.sums + (i - first) * PANEL + n);
-        store16(s.map + i * R + first + n, _mm512_fmadd_ps(cs, square, linear));
-      }
+  for (int64_t first = 0; first < R; first += BLOCK) {
+    bf16 *gram = s.gram + first, *map = s.map + first;
+    pack(gram, R, R, BLOCK, s.panel);
+    product_rows(first, R, R, s.gram, s, [=](int64_t i, int64_t n, __m512 sum) {
+      const __m512 linear = _mm512_mul_ps(bs, load16(gram + i * R + n));
+      store16(map + i * R + n, _mm512_fmadd_ps(cs, sum, linear));
+    });
     mirror(R, first, s.map);
   }
 }
@@ -82,17 +102,12 @@ void make_map(int64_t R, double b, double c, Scratch& s) {
 // X <- aX + PX.
 void apply_map(int64_t R, int64_t C, double a, Scratch& s) {
   const __m512 as = _mm512_set1_ps(a);
-  for (int64_t first = 0; first < C; first += PANEL) {
-    const int64_t width = std::min(PANEL, C - first);
+  for (int64_t first = 0; first < C; first += BLOCK) {
     bf16* x = s.x + first;
-    pack(x, C, R, width, s.panel);
-    for (int64_t i = 0; i < R; ++i)
-      for (int64_t n = 0; n < width; n += 16)
-        store16(s.sums + i * PANEL + n, _mm512_mul_ps(as, load16(x + i * C + n)));
-    brgemm(R, width, R, R, width, PANEL, true, s.map, s.panel, s.sums, true);
-    for (int64_t i = 0; i < R; ++i)
-      for (int64_t n = 0; n < width; n += 16)
-        store16(x + i * C + n, load16(s.sums + i * PANEL + n));
+    pack(x, C, R, BLOCK, s.panel);
+    product_rows(0, R, R, s.map, s, [=](int64_t i, int64_t n, __m512 sum) {
+      store16(x + i * C + n, _mm512_fmadd_ps(as, load16(x + i * C + n), sum));
+    });
   }
 }
 
