@@ -116,7 +116,7 @@ def test_the_measurement_leaves_no_trace(place: Place) -> None:
 def test_auto_takes_the_faster() -> None:
     tried = []
     name, seconds = choose("auto", torch.device("cpu"), tried.append)
-    assert tried == [torch.bfloat16, torch.float32] * 3
+    assert tried == [torch.bfloat16, torch.float32] * 4
     assert seconds[name] == min(seconds.values())
 
 
