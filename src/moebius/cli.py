@@ -73,7 +73,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 OpPrecision = Annotated[str, typer.Option(help="bf16, fp32 or fp64.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (else torch's choice).")]
 Rate = Annotated[float | None, typer.Option(help="FLOP/s of plain products (else measured).")]
-Repeats = Annotated[int, typer.Option(help="Timed turns of each; medians are shown.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed turns of each; medians are shown.")]
 
 
 @app.command()
@@ -260,7 +260,8 @@ def step_bench(
     ] = True,
     repeats: Repeats = 10,
     warm_up: Annotated[
-        int, typer.Option(help="Steps of our model before it is timed; routing settles in them.")
+        int,
+        typer.Option(min=0, help="Steps of our model before it is timed; routing settles in them."),
     ] = WARM_UP,
     apart: Annotated[
         bool, typer.Option("--apart", help="One model after the other, to save memory.")
@@ -297,13 +298,15 @@ def moe_bench(
     as_markdown: AsMarkdown = False,
 ) -> None:
     """Time one MoE layer against a dense SwiGLU of the same useful FLOPs."""
-    where = {
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "matmul_flops": matmul_flops,
-    }
-    result = bench_moe(shape or MOE_SHAPES, load or LOADS, **where, repeats=repeats)
+    result = bench_moe(
+        shape or MOE_SHAPES,
+        load or LOADS,
+        device=device,
+        precision=precision,
+        threads=threads,
+        matmul_flops=matmul_flops,
+        repeats=repeats,
+    )
     print_result(result, as_json, as_markdown)
 
 
@@ -322,14 +325,15 @@ def attention_bench(
     as_markdown: AsMarkdown = False,
 ) -> None:
     """Time attention beside its naive form and torch's."""
-    where = {
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "matmul_flops": matmul_flops,
-    }
-    shapes = shape or ATTENTION_SHAPES
-    result = bench_attention(shapes, documents or (1, 4), **where, repeats=repeats)
+    result = bench_attention(
+        shape or ATTENTION_SHAPES,
+        documents or (1, 4),
+        device=device,
+        precision=precision,
+        threads=threads,
+        matmul_flops=matmul_flops,
+        repeats=repeats,
+    )
     print_result(result, as_json, as_markdown)
 
 
@@ -347,13 +351,14 @@ def loss_bench(
     as_markdown: AsMarkdown = False,
 ) -> None:
     """Time head and cross-entropy: every backend of ours, and torch's forms."""
-    where = {
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "matmul_flops": matmul_flops,
-    }
-    result = bench_loss(shape or LOSS_SHAPES, **where, repeats=repeats)
+    result = bench_loss(
+        shape or LOSS_SHAPES,
+        device=device,
+        precision=precision,
+        threads=threads,
+        matmul_flops=matmul_flops,
+        repeats=repeats,
+    )
     print_result(result, as_json, as_markdown)
 
 

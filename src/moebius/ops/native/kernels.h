@@ -259,4 +259,14 @@ inline void copy_padded(const bf16* x, int64_t stride, int64_t rows, int64_t wid
     }
 }
 
+// Run `each(row)` for all rows, some at a time, where a row needs no scratch.
+template <typename Each>
+inline void each_row(int64_t threads, int64_t rows, Each each) {
+  constexpr int64_t SOME = 32;
+  struct None {};
+  parallel(threads, (rows + SOME - 1) / SOME, [] { return None(); }, [&](int64_t task, None&) {
+    for (int64_t n = task * SOME; n < std::min(rows, (task + 1) * SOME); ++n) each(n);
+  });
+}
+
 }  // namespace moebius

@@ -5,7 +5,7 @@ using namespace moebius;
 
 namespace {
 
-// Rows that one task takes; the weight's gradient is summed task by task, in order.
+// Rows whose gradients of the weight are summed by one task; the tasks' sums are added in order.
 constexpr int64_t ROWS = 64;
 
 template <typename Each>
@@ -24,20 +24,18 @@ struct None {};
 
 extern "C" void rms_norm(const bf16* x, int64_t stride, const float* w, bf16* y, float* inverse,
                          int64_t N, int64_t D, double eps, int64_t threads) {
-  parallel(threads, (N + ROWS - 1) / ROWS, [] { return None(); }, [&](int64_t task, None&) {
-    for (int64_t n = task * ROWS; n < std::min(N, (task + 1) * ROWS); ++n) {
-      const bf16* row = x + n * stride;
-      __m512 square = _mm512_setzero_ps();
-      in_sixteens(D, [&](int64_t d, auto load, int64_t) {
-        const __m512 v = load(row + d);
-        square = _mm512_fmadd_ps(v, v, square);
-      });
-      inverse[n] = 1.0f / std::sqrt(_mm512_reduce_add_ps(square) / D + static_cast<float>(eps));
-      const __m512 scale = _mm512_set1_ps(inverse[n]);
-      in_sixteens(D, [&](int64_t d, auto load, int64_t some) {
-        put(y + n * D + d, _mm512_mul_ps(_mm512_mul_ps(load(row + d), scale), load(w + d)), some);
-      });
-    }
+  each_row(threads, N, [&](int64_t n) {
+    const bf16* row = x + n * stride;
+    __m512 square = _mm512_setzero_ps();
+    in_sixteens(D, [&](int64_t d, auto load, int64_t) {
+      const __m512 v = load(row + d);
+      square = _mm512_fmadd_ps(v, v, square);
+    });
+    inverse[n] = 1.0f / std::sqrt(_mm512_reduce_add_ps(square) / D + static_cast<float>(eps));
+    const __m512 scale = _mm512_set1_ps(inverse[n]);
+    in_sixteens(D, [&](int64_t d, auto load, int64_t some) {
+      put(y + n * D + d, _mm512_mul_ps(_mm512_mul_ps(load(row + d), scale), load(w + d)), some);
+    });
   });
 }
 

@@ -3,20 +3,8 @@
 
 using namespace moebius;
 
-namespace {
-constexpr int64_t ROWS = 32;
-struct None {};
-
-template <typename Each>
-void each_row(int64_t N, int64_t threads, Each each) {
-  parallel(threads, (N + ROWS - 1) / ROWS, [] { return None(); }, [&](int64_t task, None&) {
-    for (int64_t n = task * ROWS; n < std::min(N, (task + 1) * ROWS); ++n) each(n);
-  });
-}
-}  // namespace
-
 extern "C" void swiglu(const bf16* gate_up, bf16* hidden, int64_t N, int64_t F, int64_t threads) {
-  each_row(N, threads, [&](int64_t n) {
+  each_row(threads, N, [&](int64_t n) {
     const bf16 *gate = gate_up + n * 2 * F, *up = gate + F;
     for (int64_t f = 0; f < F; f += 16) {
       const __m512 g = load16(gate + f);
@@ -28,7 +16,7 @@ extern "C" void swiglu(const bf16* gate_up, bf16* hidden, int64_t N, int64_t F, 
 extern "C" void swiglu_backward(const bf16* grad, const bf16* gate_up, bf16* grad_gate_up, int64_t N,
                                 int64_t F, int64_t threads) {
   const __m512 one = _mm512_set1_ps(1.0f);
-  each_row(N, threads, [&](int64_t n) {
+  each_row(threads, N, [&](int64_t n) {
     const bf16 *gate = gate_up + n * 2 * F, *up = gate + F;
     bf16* grad_gate = grad_gate_up + n * 2 * F;
     for (int64_t f = 0; f < F; f += 16) {
