@@ -192,3 +192,57 @@ def test_capped_sources_that_stages_spend(prepared: Prepared, tmp_path: Path) ->
     stage.check(half + left)
     with pytest.raises(ValueError, match=f"from step {half} on and the sources give"):
         stage.check(half + left + 1)
+
+
+def windows(loader: Loader, first: int, stop: int) -> list[list[tuple[int, ...]]]:
+    """The sequences of some steps, by the source they come from."""
+    found: list[list[tuple[int, ...]]] = [[], []]
+    for step in range(first, stop):
+        for row in loader.batch(step).split(1):
+            ours = row.touched[0][0][0] is loader._sources[1].shards
+            found[ours].append(tuple(row.tokens_BT[0].tolist()))
+    return found
+
+
+def test_a_stage_with_weights_goes_on_in_the_order_of_each_source(mixed: Prepared) -> None:
+    """What its sources give is what they would have given next, whatever the shares were."""
+    first = Loader(mixed, 16, 4, seed=1, weights=(0.5, 0.5))
+    second = Loader(mixed, 16, 4, seed=1, start=first.after(5), weights=(0.25, 0.75))
+    third = Loader(mixed, 16, 4, seed=1, start=second.after(9), weights=(1.0, 0.0))
+    assert third.tokens_until(9) == 9 * 64
+    parts = [windows(first, 0, 5), windows(second, 5, 9), windows(third, 9, 12)]
+    assert [[len(own) for own in part] for part in parts] == [[10, 10], [4, 12], [12, 0]]
+    plain = Loader(mixed, 16, 1, seed=1)
+    for i, own in enumerate(plain._sources):
+        given = [row for part in parts for row in part[i]]
+        ahead = [tuple(own.draw(k, 16).tokens[:16].tolist()) for k in range(len(given))]
+        assert given == ahead
+    # Of other lengths the windows are others: an order of the stage's own, from its beginning.
+    longer = Loader(mixed, 32, 2, seed=1, start=second.after(9), weights=(1.0, 0.0))
+    anew = mixed.train[0].reseed(mixed.config.seed, 1, 0, 2)
+    ahead = [tuple(anew.draw(k, 32).tokens[:32].tolist()) for k in range(6)]
+    assert windows(longer, 9, 12) == [ahead, []]
+    # And a stage that goes on after that one goes on in that order.
+    last = Loader(mixed, 32, 2, seed=1, start=longer.after(12), weights=(0.5, 0.5))
+    assert windows(last, 12, 13)[0] == [tuple(anew.draw(6, 32).tokens[:32].tolist())]
+
+
+def test_caps_hold_whatever_the_weights_of_stages(mixed: Prepared) -> None:
+    """The second source gives two epochs, each of its windows twice, and then leaves."""
+    size = mixed.train[1].num_tokens // 16
+    first = Loader(mixed, 16, 4, seed=1, weights=(0.5, 0.5))
+    second = Loader(mixed, 16, 4, seed=1, start=first.after(9), weights=(0.0, 1.0))
+    most = (2 * size - 18) // 4
+    second.check(9 + most)
+    with pytest.raises(ValueError, match="from step 9 on and the sources give"):
+        second.check(9 + most + 1)
+    end = second.after(9 + most).drawn
+    assert end == (18, 18 + 4 * most) and 2 * size - 4 < end[1] <= 2 * size
+
+
+def test_a_source_of_weight_0_needs_no_whole_sequence(mixed: Prepared) -> None:
+    length = 2 * mixed.train[1].num_tokens + 1
+    with pytest.raises(ValueError, match="no whole sequence"):
+        Loader(mixed, length, 1, seed=0)
+    batch = Loader(mixed, length, 1, seed=0, weights=(1.0, 0.0)).batch(0)
+    assert batch.touched[0][0][0] is mixed.train[0].shards

@@ -82,3 +82,10 @@ def test_a_number_beyond_the_capped_data_is_refused() -> None:
 def test_decimal_weights_are_exact() -> None:
     mixture = Mixture([0.7, 0.2, 0.1], [None] * 3)
     assert mixture.counts(10**9) == [7 * 10**8, 2 * 10**8, 10**8]
+
+
+def test_a_source_of_weight_0_never_comes() -> None:
+    mixture = Mixture([0.0, 0.5, 0.0, 0.5], [3, None, None, 2])
+    assert [mixture.draw(n)[0] for n in range(8)].count(1) == 6
+    assert mixture.counts(8) == [0, 6, 0, 2] and mixture.total is None
+    assert Mixture([0.0, 1.0], [None, 4]).total == 4

@@ -20,12 +20,12 @@ from moebius.model.longer import effective_length, effective_model, with_rope_ba
 from moebius.recipes import recipe
 from moebius.train.folder import RunFolder
 from moebius.train.run import Run
-from moebius.train.sections import sections_of
+from moebius.train.sections import loaders, sections_of
 from moebius.train.session import read_run
 from moebius.train.stages import Stage
 from moebius.train.step import context_of, micro_rows
 
-from ..running import RECIPES, UNJUDGED, Place, lines, losses, tree
+from ..running import RECIPES, UNJUDGED, Place, lines, losses, tree, write_corpus
 
 TWO: tuple[tuple[int, int, int | None, float | None], ...] = (
     (512, 64, None, 1e6),
@@ -334,3 +334,82 @@ def test_a_stage_that_has_begun_cannot_change(place: Place) -> None:
     done = place.cli("train", "--resume", run, stages(first, (640, 128, 1, None)), "stop_at=6")
     assert done.code == 0, done.err
     assert [line["sequence_length"] for line in lines(run)] == [32] * 4 + [64, 128]
+
+
+# --- another mixture ------------------------------------------------------------------------------
+
+
+def mixed_fields(place: Place, *more: str) -> list[str]:
+    """A run of two sources: evenly, then mostly the second, then the first one alone."""
+    other = place.folder / "other"
+    if not other.exists():
+        write_corpus(other, 30)
+    sources = [{"path": str(place.corpus)}, {"path": str(other), "max_epochs": 3.0}]
+    data = json.dumps({"sources": sources, "cache": str(place.cache)})
+    given = [
+        {"at_tokens": 512, "sequence_length": 32, "weights": [0.25, 0.75]},
+        {"at_tokens": 1024, "sequence_length": 64, "weights": [1, 0]},
+    ]
+    return [f"data={data}", "weights=[0.5, 0.5]", f"stages={json.dumps(given)}", UNJUDGED, *more]
+
+
+def mixed_run(place: Place, out: str, *more: str) -> Path:
+    done = place.cli("train", f"{RECIPES}:tiny", *mixed_fields(place, *more), "--out", out)
+    assert done.code == 0, done.err
+    return place.folder / out
+
+
+def test_weights_change_at_exact_tokens_and_resume_exactly(place: Place) -> None:
+    whole = mixed_run(place, "mixed")
+    kept, record = read_run(RunFolder.open(whole))
+    prepared = prepare(kept.data, kept.vocab)
+    first, second, third = loaders(kept, sections_of(kept), prepared)
+    assert first.after(4).taken == (256, 256)
+    assert second.after(8).taken == (256 + 128, 256 + 384)
+    assert third.after(12).taken == (256 + 128 + 512, 256 + 384)
+    messages = [e["message"] for e in lines(whole, "events.jsonl") if e["kind"] == "stage"]
+    assert [message.rpartition("weights ")[2] for message in messages] == ["0.25, 0.75", "1, 0"]
+    stopped = mixed_run(place, "mixed-stopped", "stop_at=3")
+    for stop in ("4", "6", "8", "9", "none"):
+        done = place.cli("train", "--resume", stopped, f"stop_at={stop}", UNJUDGED)
+        assert done.code == 0, done.err
+    assert losses(stopped) == losses(whole)
+    # Weights never change the shards: a run without them finds the same ones.
+    plain = dataclasses.replace(kept, weights=(), stages=())
+    assert prepare(plain.data, plain.vocab).folder == prepared.folder
+    assert record["data"]["digest"] == prepared.digest
+
+
+def test_weights_of_a_stage_to_come_may_be_given_at_resume(place: Place) -> None:
+    run = mixed_run(place, "mixed-resumed", "stop_at=6")
+    given = [
+        {"at_tokens": 512, "sequence_length": 32, "weights": [0.25, 0.75]},
+        {"at_tokens": 1024, "sequence_length": 32, "weights": [0.75, 0.25]},
+    ]
+    begun = [{**given[0], "weights": [0.5, 0.5]}, given[1]]
+    error = place.cli("train", "--resume", run, f"stages={json.dumps(begun)}").error
+    assert "a stage that has begun cannot change" in error
+    assert "weights" in place.cli("train", "--resume", run, "weights=[1, 0]").error
+    done = place.cli("train", "--resume", run, f"stages={json.dumps(given)}", UNJUDGED)
+    assert done.code == 0, done.err
+    assert "new plan: stage 2 from step 8" in done.out and "weights 0.75, 0.25" in done.out
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["weights=[1]"], "weights must be one for each source of the data, 2, not 1"),
+        (["weights=[1, -1]"], "weights must be 0 or more and not all 0, not [1.0, -1.0]"),
+        (["weights=[0, 0]"], "weights must be 0 or more and not all 0"),
+        (["weights=[0, 1]", "stages=[]"], "has weight 0 from beginning to end; leave it out"),
+        (["stages.1.weights=[1, 2, 3]"], "weights of stage 2 must be one for each source"),
+        (["stages.0.weights=[0, 0]"], "weights of stage 1 must be 0 or more and not all 0"),
+        (["steps=100", "data.sources.0.max_epochs=1"], "need 184 sequences from step 8 on and the"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    fields: list[str], said: str, place: Place, tmp_path: Path
+) -> None:
+    every = mixed_fields(place, *fields)
+    error = place.cli("train", f"{RECIPES}:tiny", *every, "--out", tmp_path / "x").error
+    assert said in error and tree(tmp_path) == []

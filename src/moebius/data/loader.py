@@ -140,6 +140,10 @@ class Start:
     sequences: int
     # Targets that each source gave.
     taken: tuple[int, ...]
+    # The order in force, by the stage that began it; its windows' length, and how many were drawn.
+    order: int = 0
+    length: int = 0
+    drawn: tuple[int, ...] = ()
 
 
 class Loader:
@@ -147,6 +151,7 @@ class Loader:
 
     With `steps`, a run longer than what capped sources give is refused at once (ValueError). A
     later stage's loader has a `start`; what the stages before took counts towards `max_epochs`.
+    `weights` are the shares of the sources, 0 for none, instead of those of the configuration.
     """
 
     def __init__(
@@ -158,27 +163,33 @@ class Loader:
         ramp: tuple[tuple[int, int], ...] = (),
         steps: int | None = None,
         start: Start | None = None,
+        weights: tuple[float, ...] = (),
     ) -> None:
         if sequence_length < 1:
             raise ValueError("the sequence length must be at least 1")
         self.sequence_length = sequence_length
         self._start = start or Start(0, 0, 0, (0,) * len(prepared.train))
         self._sizes = Sizes(batch, ramp, self._start.step)
+        goes_on = bool(weights) and self._start.length == sequence_length
+        self._order = self._start.order if goes_on else self._start.stage
+        self._drawn = self._start.drawn if goes_on else (0,) * len(prepared.train)
         # One order a stage; without stages it is the order that runs have always had.
-        stage = (self._start.stage,) if self._start.stage else ()
+        own_order = (self._order,) if self._order else ()
         self._sources = [
-            source.reseed(prepared.config.seed, seed, i, *stage)
+            source.reseed(prepared.config.seed, seed, i, *own_order)
             for i, source in enumerate(prepared.train)
         ]
         mixture = prepared.config.mixture()
-        for entry, own in zip(mixture, self._sources, strict=True):
-            if entry.max_epochs and not own.num_windows(sequence_length, entry.max_epochs):
+        shares = weights or tuple(source.weight for source in mixture)
+        for entry, own, share in zip(mixture, self._sources, shares, strict=True):
+            capped = share and entry.max_epochs
+            if capped and not own.num_windows(sequence_length, capped):
                 raise ValueError(
                     f"{entry.path!r} gives no whole sequence of {sequence_length} tokens within "
                     f"max_epochs={entry.max_epochs}; raise max_epochs or leave the source out"
                 )
         self.mixture = Mixture(
-            [source.weight for source in mixture],
+            shares,
             [
                 None
                 if entry.max_epochs is None
@@ -220,6 +231,9 @@ class Loader:
             step,
             self.sequences_until(step),
             tuple(before + count * self.sequence_length for before, count in taken),
+            self._order,
+            self.sequence_length,
+            tuple(before + count for before, count in zip(self._drawn, counts, strict=True)),
         )
 
     def batch(self, step: int) -> Batch:
@@ -230,7 +244,7 @@ class Loader:
     def _row(self, n: int) -> _Row:
         i, k = self.mixture.draw(n - self._start.sequences)
         source = self._sources[i]
-        window = source.draw(k, self.sequence_length)
+        window = source.draw(self._drawn[i] + k, self.sequence_length)
         touched = tuple((source.shards, document) for document in window.touched)
         return _Row(
             window.tokens, window.documents, window.positions, touched, self.sequence_length

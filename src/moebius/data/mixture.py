@@ -3,7 +3,8 @@
 Tijdeman's chairman assignment (Discrete Mathematics 32, 1980): of the sources whose turn may have
 come, the one with the earliest deadline. After n sequences no source is a whole sequence away from
 its share. With integer weights of sum W the order repeats after W sequences, so any place in it is
-found at once. A source that is spent leaves, and a new phase starts with the shares of the rest.
+found at once. A source that is spent leaves, and a new phase starts with the shares of the rest;
+one of weight 0 is never there.
 """
 
 import math
@@ -112,7 +113,11 @@ class Mixture:
         """Lay out the phases; `total` is the length of the whole, or None where it is endless."""
         start, before = 0, [0] * len(self._weights)
         while True:
-            active = [i for i, cap in enumerate(self._capacities) if cap is None or before[i] < cap]
+            active = [
+                i
+                for i, cap in enumerate(self._capacities)
+                if self._weights[i] and (cap is None or before[i] < cap)
+            ]
             if not active:
                 self.total = start
                 return

@@ -32,6 +32,8 @@ class Section:
     ramp: tuple[tuple[int, int], ...]
     rope_base: float | None
     model: ModelConfig
+    # Shares of the sources; empty: their own.
+    weights: tuple[float, ...] = ()
 
     def tokens_until(self, step: int) -> int:
         """Targets before a step of this section."""
@@ -41,6 +43,8 @@ class Section:
     def describe(self) -> str:
         """One line of what is in force, for notes and events."""
         base = "" if self.rope_base is None else f", rope base {self.rope_base:g}"
+        if self.weights:
+            base += f", weights {', '.join(f'{weight:g}' for weight in self.weights)}"
         return (
             f"stage {self.index} from step {self.first_step} ({self.first_tokens:,} tokens) on: "
             f"{self.batch} sequences of {self.sequence_length:,} tokens a step{base}"
@@ -49,7 +53,7 @@ class Section:
 
 def sections_of(run: Run) -> tuple[Section, ...]:
     """The sections of a run; ValueError where a stage fits no step, or the run ends before it."""
-    first = (run.sequence_length, run.batch, run.batch_ramp, None, run.model)
+    first = (run.sequence_length, run.batch, run.batch_ramp, None, run.model, run.weights)
     sections = [Section(0, 0, run.steps, 0, *first)]
     for i, stage in enumerate(run.stages, 1):
         before = sections[-1]
@@ -73,7 +77,7 @@ def sections_of(run: Run) -> tuple[Section, ...]:
         base = before.rope_base if stage.rope_base is None else stage.rope_base
         sections[-1] = replace(before, end_step=step)
         own = (stage.at_tokens, stage.sequence_length, batch, (), base, model)
-        sections.append(Section(i, step, run.steps, *own))
+        sections.append(Section(i, step, run.steps, *own, stage.weights or run.weights))
     return tuple(sections)
 
 
@@ -121,7 +125,7 @@ def loaders(run: Run, sections: tuple[Section, ...], prepared: Prepared) -> tupl
     for section in sections:
         start = made[-1].after(section.first_step) if made else None
         shape = (section.sequence_length, section.batch, run.seed, section.ramp)
-        loader = Loader(prepared, *shape, start=start)
+        loader = Loader(prepared, *shape, start=start, weights=section.weights)
         loader.check(section.end_step)
         made.append(loader)
     return tuple(made)
