@@ -18,8 +18,8 @@ from moebius.data.shards import write_aside
 FILE_BYTES = 32 << 20
 
 
-def _rows(name: str) -> Any:
-    """The rows of a dataset as an iterable with `skip`."""
+def open_rows(name: str, subset: str = "") -> Any:
+    """The rows of a dataset, of one of its subsets by name, as an iterable with `skip`."""
     try:
         import datasets
         import datasets.exceptions
@@ -30,7 +30,7 @@ def _rows(name: str) -> Any:
         if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name, streaming=True)
+            found = datasets.load_dataset(name, subset or None, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"cannot open hf:{name} ({_line(error)})") from error
     if not isinstance(found, dict):
@@ -53,7 +53,7 @@ def _text(row: dict[str, Any]) -> str | None:
 
 def check(corpus: Corpus) -> None:
     """Raise ValueError where the dataset cannot be opened or its first rows have no text."""
-    first = itertools.islice(_iterate(corpus.hub, _rows(corpus.hub)), 1000)
+    first = itertools.islice(_iterate(corpus.hub, open_rows(corpus.hub)), 1000)
     if not any((_text(row) or "").strip() for row in first):
         raise ValueError(f"hf:{corpus.hub} has no text; its rows need {' or '.join(TEXT_FIELDS)}")
 
@@ -79,7 +79,7 @@ def fetch(
     if done.exists():
         state = json.loads(done.read_text(encoding="utf-8"))
     if not state["complete"]:
-        rows = _iterate(corpus.hub, _rows(corpus.hub).skip(state["rows"]))
+        rows = _iterate(corpus.hub, open_rows(corpus.hub).skip(state["rows"]))
         while not state["complete"]:
             state = _fetch_file(rows, folder, max_bytes, file_bytes, state)
             write_aside(done, json.dumps(state).encode())

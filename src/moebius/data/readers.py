@@ -128,7 +128,7 @@ def _jsonl(file: File, tally: Tally, limit: int) -> Iterator[Document]:
     damage = (EOFError, zlib.error, gzip.BadGzipFile, _Damaged)
     with closing(_open(file.path)) as stream:
         try:
-            for number, line in enumerate(_lines(stream)):
+            for number, line in enumerate(lines(stream)):
                 yield from _row(f"{file.key}#{number}", line, tally, limit)
         except damage:
             tally.skip("damaged compressed file (rows before the damage kept)")
@@ -142,10 +142,10 @@ def _open(path: Path) -> io.BufferedIOBase:
     return path.open("rb")
 
 
-def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | int]:
-    """The lines of a stream; of one above LINE_LIMIT only its length."""
-    while line := stream.readline(LINE_LIMIT):
-        if len(line) < LINE_LIMIT or line.endswith(b"\n"):
+def lines(stream: io.BufferedIOBase, limit: int = LINE_LIMIT) -> Iterator[bytes | int]:
+    """The lines of a stream; of one above `limit` bytes only its length."""
+    while line := stream.readline(limit):
+        if len(line) < limit or line.endswith(b"\n"):
             yield line
             continue
         length = len(line)
