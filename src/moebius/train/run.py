@@ -27,7 +27,7 @@ from moebius.monitor.sinks import SinkConfig
 from moebius.ops.formats import Product
 from moebius.optim.optimizer import OptimConfig
 from moebius.train.qk_clip import QKClip
-from moebius.train.stages import Stage, check_rising, check_weights
+from moebius.train.stages import Stage, check_rising
 
 Precision = Literal["auto", "bf16", "fp32", "fp64", "fp8", "mxfp8", "mxfp4", "nvfp4"]
 
@@ -93,8 +93,6 @@ class Run:
         if any(size < 1 for _, size in self.batch_ramp):
             raise ValueError("every batch of batch_ramp must be at least 1")
         check_rising(self.stages)
-        paths = [source.path for source in self.data.mixture()]
-        check_weights(self.weights, self.stages, paths)
         check_products(self.products)
         if self.matmul_flops is not None and self.matmul_flops <= 0:
             raise ValueError(f"matmul_flops must be above 0 (or none), not {self.matmul_flops}")

@@ -14,7 +14,7 @@ from moebius.data.loader import Sizes
 from moebius.model.lm import ModelConfig
 from moebius.model.longer import rope_bases, with_rope_base
 from moebius.train.run import Run
-from moebius.train.stages import Stage
+from moebius.train.stages import Stage, check_weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Section:
 
 
 def sections_of(run: Run) -> tuple[Section, ...]:
-    """The sections of a run; ValueError where a stage fits no step, or the run ends before it."""
+    """The sections of a run; ValueError where a stage fits no step, the run ends before it, or
+    weights do not fit the sources."""
+    check_weights(run.weights, run.stages, [source.path for source in run.data.mixture()])
     first = (run.sequence_length, run.batch, run.batch_ramp, None, run.model, run.weights)
     sections = [Section(0, 0, run.steps, 0, *first)]
     for i, stage in enumerate(run.stages, 1):
