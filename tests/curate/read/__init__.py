@@ -1,0 +1,1 @@
+"""The readers, over whole and hostile input."""
