@@ -1,0 +1,182 @@
+"""What a text shares with benchmarks: sorted arrays of n-gram hashes, searched in numpy.
+
+Words are compared without case, accents, punctuation, apostrophes and invisible characters. A
+hyphen separates words or is not there: texts and items are looked at both ways, and with words
+joined that were divided at the end of a line.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import regex
+
+from moebius.curate.grams import excerpt, gram_hashes, word_hashes
+
+_HYPHEN = "[-\u2010\u2011]"
+_AT_LINE_END = regex.compile(rf"(?<=\w){_HYPHEN}[ \t]*\r?\n\s*(?=\w)")
+_INSIDE = regex.compile(rf"(?<=\w){_HYPHEN}(?=\w)")
+# The number of an item, and words or hashes of one of its parts.
+Owned = tuple[int, np.ndarray]
+
+
+def _words(text: str) -> np.ndarray:
+    return word_hashes(text, digits_alike=False, split_apostrophes=False)
+
+
+def readings(text: str) -> list[np.ndarray]:
+    """The words of each view of a text; of the text as it stands first."""
+    return [_words(view) for view in views(text)]
+
+
+def views(text: str) -> list[str]:
+    """The text, and as it reads without hyphens at the ends of lines, and without any."""
+    joined = _AT_LINE_END.sub("", text)
+    return list(dict.fromkeys([text, joined, _INSIDE.sub("", joined)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """What was found: the owner, and the words of the text that it shares, of one view."""
+
+    owner: int
+    start: int
+    stop: int
+    view: str
+
+    def words(self) -> str:
+        """The text that is shared."""
+        found = excerpt(
+            self.view, self.start, self.stop, digits_alike=False, split_apostrophes=False
+        )
+        return " ".join(found.split())
+
+
+@final
+class _Sorted:
+    """A set of hashes with the first owner of each: 12 bytes a hash.
+
+    A table of 8 to 16 bytes a hash, looked up twice (a Bloom filter), tells most absent ones.
+    """
+
+    def __init__(self, hashes: np.ndarray, owners: np.ndarray) -> None:
+        self.hashes, first = np.unique(hashes, return_index=True)
+        self.owners = owners[first]
+        bits = max(10, int(8 * len(self.hashes)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._mask = np.uint64((1 << bits) - 1)
+        self._some = np.zeros(1 << bits, bool)
+        self._some[self.hashes >> self._shift] = True
+        self._some[self.hashes & self._mask] = True
+
+    def find(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the grams are there, and where in the set."""
+        likely = np.flatnonzero(self._some[grams >> self._shift])
+        likely = likely[self._some[grams[likely] & self._mask]]
+        if not len(likely):
+            return likely, likely
+        index = np.searchsorted(self.hashes, grams[likely])
+        index[index == len(self.hashes)] = 0
+        found = self.hashes[index] == grams[likely]
+        return likely[found], index[found]
+
+
+@final
+class AnyGram:
+    """Parts of items by all their n-grams: one shared is a hit."""
+
+    def __init__(self, length: int, parts: Sequence[Owned]) -> None:
+        self._length = length
+        self._set = _Sorted(*_flat([(owner, gram_hashes(part, length)) for owner, part in parts]))
+
+    def hit(self, words: np.ndarray, view: str) -> Hit | None:
+        """The first hit in a text."""
+        at, index = self._set.find(gram_hashes(words, self._length))
+        if not len(at):
+            return None
+        start = int(at[0])
+        return Hit(int(self._set.owners[index[0]]), start, start + self._length, view)
+
+
+@final
+class WholePart:
+    """Parts that must be there from their first word to the last, found by their first words."""
+
+    def __init__(self, length: int, parts: Sequence[Owned]) -> None:
+        self._length = length
+        parts = [(owner, part) for owner, part in parts if len(part) >= length]
+        heads = [(owner, gram_hashes(part[:length], length)) for owner, part in parts]
+        self._set = _Sorted(*_flat(heads))
+        self._rest: dict[int, list[tuple[int, int, int]]] = {}
+        for (owner, part), (_, head) in zip(parts, heads, strict=True):
+            whole = int(gram_hashes(part, len(part))[0])
+            self._rest.setdefault(int(head[0]), []).append((len(part), whole, owner))
+
+    def hit(self, words: np.ndarray, view: str) -> Hit | None:
+        """The first hit in a text."""
+        at, index = self._set.find(gram_hashes(words, self._length))
+        for start, head in zip(at.tolist(), self._set.hashes[index].tolist(), strict=True):
+            for count, whole, owner in self._rest[head]:
+                run = gram_hashes(words[start : start + count], count)
+                if len(run) and int(run[0]) == whole:
+                    return Hit(owner, start, start + count, view)
+        return None
+
+
+@final
+class ShareOfGrams:
+    """Parts of items by the share of their distinct n-grams that a text has."""
+
+    def __init__(self, length: int, parts: Sequence[Owned], ratios: Sequence[float]) -> None:
+        self._length = length
+        grams = [np.unique(gram_hashes(part, length)) for _, part in parts]
+        hashes, rows = _flat(list(enumerate(grams)))
+        order = np.argsort(hashes, kind="stable")
+        self._set = _Sorted(hashes, rows)
+        # Who has a hash: the rows from its start to the next one's.
+        self._rows = rows[order]
+        self._starts = np.append(np.searchsorted(hashes[order], self._set.hashes), len(hashes))
+        self._owners = [owner for owner, _ in parts]
+        # A hair below, so that a ratio of 0.7 is reached by 7 of 10.
+        least = np.array(ratios) * [len(one) for one in grams] - 1e-9
+        self._least = np.maximum(least, 1e-9)
+
+    def hit(self, words: np.ndarray, view: str) -> Hit | None:
+        """The first part that the text has enough of; from its first n-gram to the last."""
+        at, index = self._set.find(gram_hashes(words, self._length))
+        if not len(at):
+            return None
+        distinct = np.unique(index)
+        spans = [self._rows[self._starts[i] : self._starts[i + 1]] for i in distinct]
+        counts = np.bincount(np.concatenate(spans), minlength=len(self._owners))
+        enough = np.flatnonzero(counts >= self._least)
+        if not len(enough):
+            return None
+        row = int(enough[0])
+        mine = {i for i, span in zip(distinct.tolist(), spans, strict=True) if row in span}
+        own = at[[i in mine for i in index.tolist()]]
+        return Hit(self._owners[row], int(own[0]), int(own[-1]) + self._length, view)
+
+
+Index = AnyGram | WholePart | ShareOfGrams
+
+
+def first_hit(indices: Sequence[Index], text: str) -> Hit | None:
+    """The first thing that a text shares with any of the indices."""
+    for view in views(text):
+        words = _words(view)
+        for index in indices:
+            hit = index.hit(words, view)
+            if hit is not None:
+                return hit
+    return None
+
+
+def _flat(grams: Sequence[Owned]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of hashes as one, and beside it who owns each."""
+    if not grams:
+        return np.zeros(0, np.uint64), np.zeros(0, np.int32)
+    owners = np.array([owner for owner, _ in grams], np.int32)
+    hashes = np.concatenate([hashes for _, hashes in grams])
+    return hashes, np.repeat(owners, [len(hashes) for _, hashes in grams])

@@ -1,0 +1,201 @@
+"""Hashes of words and of n-grams of words, all of a text at once, in numpy.
+
+A character becomes a 64-bit number by a table (lower case, no accents, no compatibility forms; what
+is neither letter nor digit separates words), a word the polynomial of its characters, an n-gram the
+polynomial of its words: what reads the same hashes the same wherever it stands. `text.words` is the
+rule this follows, but that `_` separates and invisible characters (soft hyphens, zero-width spaces,
+marks of direction) are not there.
+"""
+
+import functools
+import unicodedata
+
+import numpy as np
+import regex
+
+# Code points above are read as separators: private use, tags.
+_LIMIT = 0x33480
+_HAN_FROM = 0x20000
+_BLOCK = 1 << 16
+_BASE = np.uint64(0x9E3779B97F4A7C15 | 5)
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+# The classes of characters, in the three low bits of their numbers.
+_SEPARATOR, _NOTHING, _LETTER, _UNSPACED_LETTER, _SEVERAL = range(5)
+
+
+def mix(hashes: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that makes every bit depend on every other (MurmurHash3's)."""
+    hashes = hashes ^ (hashes >> np.uint64(33))
+    hashes *= np.uint64(0xFF51AFD7ED558CCD)
+    hashes ^= hashes >> np.uint64(33)
+    hashes *= np.uint64(0xC4CEB9FE1A85EC53)
+    return hashes ^ (hashes >> np.uint64(33))
+
+
+def word_hashes(text: str, *, digits_alike: bool, split_apostrophes: bool) -> np.ndarray:
+    """The hashes of a text's words in order, uint64.
+
+    Apostrophes separate words (`don't` is `don t`) or are not there (`don't` is `dont`). A word
+    longer than 65,536 characters may be several.
+    """
+    return _hashes(text, _table(digits_alike, split_apostrophes))
+
+
+def excerpt(
+    text: str, start: int, stop: int, *, digits_alike: bool, split_apostrophes: bool
+) -> str:
+    """The text from the word `start` to before the word `stop`, numbered as hashes are."""
+    table = _table(digits_alike, split_apostrophes)
+    begin, end = (_offset(text, word, table) for word in (start, stop))
+    return text[begin:end].strip()
+
+
+def _offset(text: str, word: int, table: np.ndarray) -> int:
+    """Where a word begins, found by halving the block that has it."""
+    offset = 0
+    for block in _blocks(text):
+        if (count := len(_block(block, table))) > word:
+            low, high = 0, len(block)
+            while high - low > 1:
+                middle = (low + high) // 2
+                few = len(_block(block[:middle], table)) <= word
+                low, high = (middle, high) if few else (low, middle)
+            return offset + low
+        word -= count
+        offset += len(block)
+    return len(text)
+
+
+def gram_hashes(words: np.ndarray, length: int) -> np.ndarray:
+    """The hashes of all runs of `length` words, uint64, in order; none if there are fewer words.
+
+    Long runs are put together from those of half their length.
+    """
+    if len(words) < length:
+        return np.zeros(0, np.uint64)
+    runs, size = words, 1
+    grams, done = words[:0], 0
+    for bit in range(length.bit_length()):
+        if bit:
+            runs, size = _joined(runs, size, runs, size), 2 * size
+        if length >> bit & 1:
+            grams, done = (_joined(grams, done, runs, size) if done else runs), done + size
+    return mix(grams)
+
+
+def _joined(runs: np.ndarray, size: int, more: np.ndarray, more_size: int) -> np.ndarray:
+    """The polynomials of runs, each with the run of `more` that follows it."""
+    joined = runs[: len(more) - size] * np.uint64(pow(int(_BASE), more_size, 1 << 64))
+    joined += more[size:]
+    return joined
+
+
+def _blocks(text: str) -> list[str]:
+    """The text in pieces that numpy holds in cache, cut at white space where there is any."""
+    blocks: list[str] = []
+    start = 0
+    while len(text) - start > _BLOCK:
+        cut = max(text.rfind(space, start, start + _BLOCK) for space in " \n")
+        cut = cut + 1 if cut >= 0 else start + _BLOCK
+        blocks.append(text[start:cut])
+        start = cut
+    return [*blocks, text[start:] if start else text]
+
+
+def _hashes(text: str, table: np.ndarray) -> np.ndarray:
+    blocks = [_block(block, table) for block in _blocks(text)]
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _block(text: str, table: np.ndarray) -> np.ndarray:
+    values, classes = _characters(text, table)
+    if (classes == _SEVERAL).any():
+        return _hashes(text.translate(_several()), table)
+    kept = classes != _NOTHING
+    if not kept.all():
+        values, classes = values[kept], classes[kept]
+    letters = classes >= _LETTER
+    begins = letters.copy()
+    begins[1:] &= ~(letters[:-1] & (classes[1:] == _LETTER) & (classes[:-1] == _LETTER))
+    starts = np.flatnonzero(begins)
+    if not len(starts):
+        return np.zeros(0, np.uint64)
+    up, down = _powers()
+    values *= letters
+    sums = np.add.reduceat(values * up[: len(values)], starts)
+    return mix(sums * down[starts])
+
+
+def _characters(text: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if text.isascii():
+        codes = np.frombuffer(text.encode("ascii"), np.uint8)
+    else:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    values = table.take(codes, mode="clip")
+    return values, (values & np.uint64(7)).astype(np.uint8)
+
+
+@functools.cache
+def _powers() -> tuple[np.ndarray, np.ndarray]:
+    """The powers of the base and their inverses, for the characters of a block."""
+    inverse = np.uint64(pow(int(_BASE), -1, 1 << 64))
+    up, down = np.full(_BLOCK, _BASE), np.full(_BLOCK, inverse)
+    up[0] = down[0] = 1
+    return np.cumprod(up), np.cumprod(down)
+
+
+@functools.cache
+def _folds() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """For every code point its class and the one it folds to; and what those of several are."""
+    folded = np.arange(_LIMIT, dtype=np.uint32)
+    classes = np.zeros(_LIMIT, np.uint8)
+    classes[_HAN_FROM:] = _UNSPACED_LETTER
+    several: dict[int, str] = {}
+    for code in range(_HAN_FROM):
+        char = chr(code)
+        category = unicodedata.category(char)
+        if category in ("Cn", "Cs", "Co", "Cc"):
+            continue
+        if unicodedata.combining(char) or category == "Cf":
+            classes[code] = _NOTHING
+            continue
+        plain = _plain(char)
+        if len(plain) == 1:
+            folded[code], classes[code] = ord(plain), _class_of(plain)
+        elif 0xAC00 <= code < 0xD7A4:
+            classes[code] = _LETTER
+        elif any(_class_of(one) for one in plain):
+            several[code], classes[code] = plain, _SEVERAL
+    return classes, folded, several
+
+
+def _plain(char: str) -> str:
+    """Lower case, compatibility forms undone, accents gone."""
+    number = unicodedata.decimal(char, None)
+    if number is not None:
+        return str(number)
+    parts = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold())
+    return "".join(one for one in parts if not unicodedata.combining(one))
+
+
+def _class_of(char: str) -> int:
+    if _UNSPACED.match(char):
+        return _UNSPACED_LETTER
+    return _LETTER if unicodedata.category(char)[0] in "LMN" else _SEPARATOR
+
+
+def _several() -> dict[int, str]:
+    return _folds()[2]
+
+
+@functools.cache
+def _table(digits_alike: bool, split_apostrophes: bool) -> np.ndarray:
+    classes, folded, _ = _folds()
+    classes = classes.copy()
+    if digits_alike:
+        folded = np.where((folded >= ord("0")) & (folded <= ord("9")), np.uint32(ord("0")), folded)
+    if not split_apostrophes:
+        classes[[ord("'"), 0x2018, 0x2019, 0x02BC, 0xFF07]] = _NOTHING
+    # The last code point answers for all above the table: a separator.
+    classes[-1] = _SEPARATOR
+    return (mix(folded.astype(np.uint64) + np.uint64(1)) & ~np.uint64(7)) | classes
