@@ -8,7 +8,7 @@ local and a full layer; `wild` what the two leave out. All read this repository'
 import dataclasses
 from pathlib import Path
 
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ends.hidden_z import HiddenZ

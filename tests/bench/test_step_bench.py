@@ -10,7 +10,7 @@ from moebius.bench.agreement import agree, experts_error, model_errors
 from moebius.bench.step import Plan, _plans, _ratios
 from moebius.bench.table import markdown
 from moebius.config import override
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.ops.experts import BACKENDS, choose
 from moebius.recipes import recipe
 from moebius.train.session import open_data

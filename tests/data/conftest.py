@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from moebius.data import DataConfig, Prepared, prepare
+from moebius.data.config import DataConfig
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
 
 WORDS = [*"abcxyz=[]():,.\t", "lion", "river", "été", "数学", "def", "return", "None", "12", "345"]
 

@@ -13,7 +13,8 @@ from .conftest import write_folder
 
 CHILD = """
 import json, resource, sys
-from moebius.data import DataConfig, prepare
+from moebius.data.config import DataConfig
+from moebius.data.prepare import prepare
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepared = prepare(DataConfig(path=sys.argv[1], cache=sys.argv[2]), 512)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,7 +3,7 @@
 import pytest
 
 from moebius.config import fingerprint, from_json, to_json
-from moebius.data import DataConfig, Source
+from moebius.data.config import DataConfig, Source
 
 
 @pytest.mark.parametrize("fields", [{}, {"path": "a", "sources": (Source("b"),)}])

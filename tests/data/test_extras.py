@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moebius.data import DataConfig, prepare
+from moebius.data.config import DataConfig
+from moebius.data.prepare import prepare
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from moebius.data import DataConfig, prepare
 from moebius.data import hub as hub_module
+from moebius.data.config import DataConfig
 from moebius.data.documents import open_corpus
+from moebius.data.prepare import prepare
 
 from .conftest import text_of
 

@@ -5,7 +5,9 @@ import json
 
 from rich.console import Console
 
-from moebius.data import Loader, Prepared, inspect, render
+from moebius.data.inspect import inspect, render
+from moebius.data.loader import Loader
+from moebius.data.prepared import Prepared
 
 
 def test_inspect_and_render(prepared: Prepared) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moebius.data import DataConfig, Loader, Prepared, Source, heldout_batches, prepare
+from moebius.data.config import DataConfig, Source
+from moebius.data.loader import Loader, heldout_batches
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
 
 from .conftest import write_folder
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moebius.data import DataConfig, Prepared, Tokenizer, prepare, train_tokenizer
+from moebius.data.config import DataConfig
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
+from moebius.data.tokenizer import Tokenizer, train_tokenizer
 
 from .conftest import text_of, write_folder
 

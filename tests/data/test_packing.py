@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebius.data import Prepared
 from moebius.data.packing import TokenSource, number, permutation
+from moebius.data.prepared import Prepared
 
 
 def stream(source: TokenSource, epochs: int) -> tuple[list[int], list[int]]:

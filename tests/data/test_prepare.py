@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moebius.data import DataConfig, Prepared, Source, prepare
+from moebius.data.config import DataConfig, Source
 from moebius.data.corpus import split_of
 from moebius.data.documents import digest, open_corpus
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
 from moebius.data.work import Meter, Work
 
 from .conftest import text_of, write_folder
@@ -104,7 +106,8 @@ def test_workers_do_not_change_a_byte(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from moebius.data import DataConfig, Source, prepare
+from moebius.data.config import DataConfig, Source
+from moebius.data.prepare import prepare
 calls = 0
 def progress(stage, done, total):
     global calls

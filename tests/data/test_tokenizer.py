@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from moebius.data import Tokenizer, train_tokenizer
-from moebius.data.tokenizer import _segments
+from moebius.data.tokenizer import Tokenizer, _segments, train_tokenizer
 
 from .conftest import text_of
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import moebius
-from moebius.data import Prepared, prepare
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
 from moebius.eval.bits_per_byte import Heldout, bits_per_byte
 from moebius.eval.final import baselines, evaluate, expert_use
 from moebius.model.context import Context

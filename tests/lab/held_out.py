@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from moebius.data import Prepared
+from moebius.data.prepared import Prepared
 from moebius.eval.bits_per_byte import Heldout, bits_per_byte
 from moebius.model.lm import LM
 

@@ -17,7 +17,8 @@ import torch
 import moebius
 from moebius import checkpoint
 from moebius.config import override
-from moebius.data import Prepared, prepare
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
 from moebius.infer.load import LanguageModel
 from moebius.recipes import recipe
 from moebius.train.folder import RunFolder

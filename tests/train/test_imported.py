@@ -13,7 +13,9 @@ import torch
 import moebius
 from moebius import checkpoint
 from moebius.config import override
-from moebius.data import Loader, Tokenizer, prepare
+from moebius.data.loader import Loader
+from moebius.data.prepare import prepare
+from moebius.data.tokenizer import Tokenizer
 from moebius.model.weight import named_weights
 from moebius.train.folder import RunFolder
 from moebius.train.session import read_run

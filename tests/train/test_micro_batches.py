@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 import moebius
-from moebius.data import Batch, DataConfig, Loader, prepare
+from moebius.data.config import DataConfig
+from moebius.data.loader import Batch, Loader
+from moebius.data.prepare import prepare
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ends import EndConfig
 from moebius.model.ends.hidden_z import HiddenZ

@@ -10,7 +10,8 @@ import torch
 
 from moebius.checkpoint import complete, load
 from moebius.config import override
-from moebius.data import Loader, prepare
+from moebius.data.loader import Loader
+from moebius.data.prepare import prepare
 from moebius.recipes import recipe
 from moebius.train.run import Run
 from moebius.train.state import TrainState, new_state

@@ -14,7 +14,8 @@ import torch
 
 from moebius import checkpoint
 from moebius.config import override, to_json
-from moebius.data import Loader, prepare
+from moebius.data.loader import Loader
+from moebius.data.prepare import prepare
 from moebius.model.count import count_config
 from moebius.model.longer import effective_length, effective_model, with_rope_base
 from moebius.recipes import recipe

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.model.ffn.moe import MoELayer, routers_of
 from moebius.model.lm import LM
 from moebius.ops.attention import attention, attention_naive

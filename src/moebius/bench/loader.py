@@ -14,7 +14,7 @@ from moebius.bench.ours import SPEC
 from moebius.bench.settled import settled
 from moebius.bench.timing import WARM_UP, interleaved, machine
 from moebius.config import to_json
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
 from moebius.train.session import Progress, check, device_of, open_data

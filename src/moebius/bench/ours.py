@@ -6,7 +6,7 @@ import torch
 
 from moebius.bench.split import split_of
 from moebius.bench.stepper import Place, Stepper
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.model.count import count
 from moebius.ops.native.memory import keep_freed_memory
 from moebius.train.state import new_state

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from moebius.bench.agreement import model_errors
-from moebius.data import Loader
+from moebius.data.loader import Loader
 from moebius.model.ffn.moe import routers_of
 from moebius.model.lm import LM
 from moebius.ops.attention import choose as choose_attention

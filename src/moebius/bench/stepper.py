@@ -14,7 +14,7 @@ import torch
 from moebius.bench.memory import Memory
 from moebius.bench.timing import Stopwatch
 from moebius.config import from_json
-from moebius.data import Batch, Loader
+from moebius.data.loader import Batch, Loader
 from moebius.monitor.ceiling import synchronise
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run

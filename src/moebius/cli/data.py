@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from moebius.cli.common import AsJson, Overrides, RecipeName, run_or_default
-from moebius.data import inspect, render
+from moebius.data.inspect import inspect, render
 from moebius.monitor.progress import progress_bar
 from moebius.train.session import open_data
 

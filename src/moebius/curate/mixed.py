@@ -15,7 +15,7 @@ from typing import Any
 
 from moebius.config import nearest, to_json
 from moebius.curate.mix import Group, Mix, MixStage
-from moebius.data import DataConfig, Source
+from moebius.data.config import DataConfig, Source
 
 # The trainer holds out a tenth of the documents.
 TRAINED = 0.9

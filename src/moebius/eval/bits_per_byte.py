@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from moebius.data import Prepared, heldout_batches
+from moebius.data.loader import heldout_batches
+from moebius.data.prepared import Prepared
 from moebius.model.context import Context
 from moebius.model.lm import LM
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moebius.data import Prepared
+from moebius.data.prepared import Prepared
 from moebius.eval.baselines import ngram, xz_all, xz_each
 from moebius.eval.bits_per_byte import Heldout, bits_per_byte
 from moebius.infer.sample import sample_text

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moebius import checkpoint
 from moebius.config import kept_file, map_user_files
-from moebius.data import Tokenizer
+from moebius.data.tokenizer import Tokenizer
 from moebius.model.context import Context
 from moebius.model.lm import LM
 from moebius.model.longer import effective_model

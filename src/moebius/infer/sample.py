@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moebius.data import Tokenizer
+from moebius.data.tokenizer import Tokenizer
 from moebius.model.context import Context
 from moebius.model.lm import LM
 

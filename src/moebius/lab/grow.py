@@ -23,7 +23,7 @@ from torch import Tensor
 from moebius import checkpoint
 from moebius.checkpoint.files import replace_file, sync_folder
 from moebius.checkpoint.hf.importer import KEPT
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.lab.stack import check_lenders, stacked, stacked_from
 from moebius.lab.upcycle import upcycled, upcycled_from
 from moebius.model.lm import LM

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moebius.checkpoint.files import replace_file
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.lab.grow import grow
 from moebius.lab.stack import stacked
 from moebius.lab.trained import check_unbegun, train_in

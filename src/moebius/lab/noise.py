@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moebius import checkpoint
-from moebius.data import Batch, Loader
+from moebius.data.loader import Batch, Loader
 from moebius.model.ffn.moe import routers_of
 from moebius.model.lm import LM
 from moebius.model.weight import named_weights

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from moebius.checkpoint.files import replace_file
-from moebius.data import Loader, Prepared, heldout_batches
+from moebius.data.loader import Loader, heldout_batches
+from moebius.data.prepared import Prepared
 from moebius.lab.draw import write_charts
 from moebius.lab.race_result import NAMES, compared, race_charts, says, summary
 from moebius.lab.trained import check_unbegun

@@ -14,7 +14,7 @@ from moebius.checkpoint import complete
 from moebius.checkpoint.files import hash_file
 from moebius.checkpoint.manifest import step_of
 from moebius.config import differences, identity, map_user_files
-from moebius.data import Prepared
+from moebius.data.prepared import Prepared
 from moebius.model.lm import LM
 from moebius.train.folder import RunFolder
 from moebius.train.loop import continue_run, fit

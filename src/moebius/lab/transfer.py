@@ -17,7 +17,7 @@ from typing import Any
 
 from moebius.checkpoint.files import replace_file
 from moebius.config import override
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.lab.draw import Chart, Line, write_charts
 from moebius.lab.optimum import final_loss, fitted
 from moebius.lab.trained import UNJUDGED, train_in

@@ -4,7 +4,7 @@ Small enough for two cores, of the published proportions: 64 fine experts, top-6
 step, plain AdamW for every weight. They are made to be timed, not to learn best.
 """
 
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ffn.balance.budget import Budget

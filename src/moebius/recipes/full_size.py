@@ -4,7 +4,7 @@ None of these models came with its corpus, so `data.path` is a public stand-in: 
 What a source leaves open is filled in with Llama 3's or DeepSeek-V3's value, and said so there.
 """
 
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.optim.optimizer import OptimConfig
 from moebius.optim.roles import default_roles
 from moebius.optim.rules.adamw import AdamW

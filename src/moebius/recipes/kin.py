@@ -6,7 +6,7 @@ matrices and experts, AdamW for the rest, a long decay.
 
 import dataclasses
 
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.model.lm import ModelConfig
 from moebius.optim.optimizer import OptimConfig
 from moebius.optim.roles import default_roles

@@ -7,7 +7,7 @@ Newton-Schulz over all experts would take a quarter of the step and learns no fa
 
 import dataclasses
 
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ends.hidden_z import HiddenZ
 from moebius.model.ffn.balance.budget import Budget

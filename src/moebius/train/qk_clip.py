@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.model.context import Context
 from moebius.model.lm import LM
 from moebius.model.mixers import Mixer

@@ -15,7 +15,8 @@ import torch
 from moebius import checkpoint
 from moebius.checkpoint.manifest import STATE
 from moebius.config import fingerprint, identity, override
-from moebius.data import Loader, Prepared
+from moebius.data.loader import Loader
+from moebius.data.prepared import Prepared
 from moebius.train.change import check_change, unborn, with_own_tokenizer
 from moebius.train.folder import RunFolder
 from moebius.train.run import Run, inexact_changes, to_folder_json

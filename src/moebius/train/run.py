@@ -19,7 +19,7 @@ from moebius.config import (
     runtime,
     to_json,
 )
-from moebius.data import DataConfig
+from moebius.data.config import DataConfig
 from moebius.model.lm import ModelConfig
 from moebius.model.weight import check_products
 from moebius.monitor.alarms import AlarmConfig

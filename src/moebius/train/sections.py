@@ -9,8 +9,8 @@ begins; later batches are the stages' own.
 import bisect
 from dataclasses import dataclass, replace
 
-from moebius.data import Loader, Prepared
-from moebius.data.loader import Sizes
+from moebius.data.loader import Loader, Sizes
+from moebius.data.prepared import Prepared
 from moebius.model.lm import ModelConfig
 from moebius.model.longer import rope_bases, with_rope_base
 from moebius.train.run import Run

@@ -17,7 +17,9 @@ from torch import Tensor
 
 import moebius
 from moebius.config import fingerprint, resolve
-from moebius.data import Loader, Prepared, prepare
+from moebius.data.loader import Loader
+from moebius.data.prepare import prepare
+from moebius.data.prepared import Prepared
 from moebius.model.count import Counts, count
 from moebius.model.lm import LM
 from moebius.model.weight import named_weights

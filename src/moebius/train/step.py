@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.model.context import Context
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules

@@ -25,7 +25,7 @@ from moebius.checkpoint.hf.importer import import_hf
 from moebius.checkpoint.hf.matching import choose, family_of, read_config
 from moebius.checkpoint.hf.quantised import dequantised
 from moebius.config import from_json, to_json
-from moebius.data import train_tokenizer
+from moebius.data.tokenizer import train_tokenizer
 from moebius.infer.load import load
 from moebius.infer.sample import generate
 from moebius.model.context import Context

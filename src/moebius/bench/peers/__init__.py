@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from moebius.config import nearest, resolve
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.train.run import Run
 
 PEERS: Mapping[str, str] = {"transformers": "moebius.bench.peers.transformers:prepare"}

@@ -19,7 +19,7 @@ from moebius.bench.peers import Peer
 from moebius.bench.peers.expressed import Expressed, express, under_our_names, write_folder
 from moebius.bench.stepper import Place, Stepper
 from moebius.bench.timing import seconds_of
-from moebius.data import Batch
+from moebius.data.loader import Batch
 from moebius.model.context import Context
 from moebius.model.lm import LM
 from moebius.model.weight import initialise, named_weights
