@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from io import BufferedIOBase
 from pathlib import Path
 
-
 import numpy as np
 
 from moebius.curate.addresses import LONGEST, Address, split_address, without_www
