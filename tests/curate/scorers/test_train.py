@@ -51,8 +51,8 @@ def test_python_is_told_from_prose_in_files_not_seen() -> None:
 
 def test_articles_are_told_from_boilerplate_of_pages_not_seen() -> None:
     """One site's article may hold what another's sidebar does: this one is hard."""
-    model, _ = train_linear(articles(slice(0, 90)))
-    judged = evaluate(model, articles(slice(90, None)))
+    model, _ = train_linear(articles(slice(0, 70)))
+    judged = evaluate(model, articles(slice(70, 110)))
     assert judged.accuracy >= judged.majority + 0.1
     assert judged.calibration_error < 0.15
 
