@@ -17,6 +17,8 @@ from moebius.curate.text import words
 
 # Marks that only join or divide words; an entry with others is looked for as it is written.
 _JOINING = re.compile(r"[\s\w'\u2019-]*")
+# Entries that are parts of common words where words have no spaces; mC4 leaves them out as well.
+IGNORED = ("\u6027", "\u30b0\u30ed", "\u5973\u306e\u5b50")
 # The number of matches in a casefolded text and its words.
 Count = Callable[[str, list[str]], int]
 
@@ -33,12 +35,13 @@ class DirtyWords(Filter):
     kinds: tuple[Kind, ...] = ("web", "prose")
     lists: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_count: int = 2
-    max_share: float = 0.005
+    max_share: float = 0.01
+    ignored: tuple[str, ...] = IGNORED
 
     def build(self) -> Decide:
         if not self.lists:
             raise ValueError("dirty_words needs lists, a file of words for each language")
-        counts = {language: _load(path) for language, path in self.lists.items()}
+        counts = {language: _load(path, self.ignored) for language, path in self.lists.items()}
 
         def decide(document: Document) -> Decision:
             language = document.language
@@ -57,12 +60,13 @@ class DirtyWords(Filter):
         return decide
 
 
-def _load(path: str) -> Count:
+def _load(path: str, ignored: tuple[str, ...]) -> Count:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"dirty_words cannot read its list {path}: {error}") from error
-    entries = sorted({line.strip().casefold() for line in lines if line.strip()})
+    left_out = {"", *map(str.casefold, ignored)}
+    entries = sorted({line.strip().casefold() for line in lines} - left_out)
     if not entries:
         raise ValueError(f"the list {path} of dirty_words is empty; write a word on each line")
     return _counter(entries)

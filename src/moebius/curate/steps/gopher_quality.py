@@ -21,7 +21,7 @@ STOP_WORDS = {
     "ces": "a v na se je že z do",
     "dan": "og i at det er en til af",
     "deu": "der die und das den von zu mit",
-    "fin": "ja on ei että se hän oli mutta",
+    "fin": "ja on ei että se tai kun oli",
     "fra": "de la le et les des est que",
     "hun": "a az és hogy nem is egy volt",
     "ind": "yang dan di dengan untuk dari ini itu",
@@ -36,7 +36,7 @@ STOP_WORDS = {
     "swe": "och i att det är en som på",
     "tur": "ve bir bu da de için ile çok",
     "ukr": "і в не на що з до та",  # noqa: RUF001
-    "vie": "và của là có không được cho một",
+    "vie": "và của là có không được các những",
 }
 # Both read a text once: what they repeat is never given back.
 _LETTERLESS = re.compile(r"(?<!\S)(?:(?![^\W\d_])\S)++(?!\S)")

@@ -73,12 +73,12 @@ def covered(found: Repeats, num_words: int) -> np.ndarray:
     return np.cumsum(edges[:num_words]) > 0
 
 
-def most_frequent(found: Repeats, lengths: np.ndarray) -> int:
-    """Characters of the most frequent n-gram, spaces within it counted, times how often it is."""
+def most_frequent(found: Repeats, lengths: np.ndarray, space: int = 1) -> int:
+    """Characters of the most frequent n-gram, `space` of them between words, times its number."""
     first = np.flatnonzero(~found.again)
     count = np.diff(first, append=len(found.starts))
     starts = found.starts[first[count == count.max()]]
-    characters = sum(lengths[starts + i] for i in range(found.n)) + found.n - 1
+    characters = sum(lengths[starts + i] for i in range(found.n)) + space * (found.n - 1)
     return int(np.max(characters) * count.max())
 
 
@@ -147,8 +147,10 @@ class GopherRepetition(Filter):
         lengths = np.fromiter(map(len, found), np.int64, len(found))
         ends = np.full(len(found), len(found))
         for each in repeats(word_ids(found), ends, max((*top, *duplicate), default=0)):
-            if each.n in top and (size := most_frequent(each, lengths)) > top[each.n] * len(text):
-                return Dropped("one n-gram too often", f"n={each.n}: {size / len(text):.0%}")
+            if each.n in top:
+                size = most_frequent(each, lengths, space=int(wide == 1))
+                if size > top[each.n] * len(text):
+                    return Dropped("one n-gram too often", f"n={each.n}: {size / len(text):.0%}")
             if each.n in duplicate:
                 size = int(lengths[covered(each, len(found))].sum())
                 if size > duplicate[each.n] * len(text):
