@@ -1,4 +1,4 @@
-"""Web addresses: their parts, one spelling for equal ones, the site a host belongs to.
+"""Web addresses: their parts, and the site a host belongs to.
 
 Nothing here raises: what is no address has an empty host. The site is the registered domain, found
 without network and without a list that changes from release to release: the last two labels of the
@@ -13,13 +13,6 @@ from typing import NamedTuple
 LONGEST = 8192
 _PARTS = re.compile(r"(?:([a-z][a-z0-9+.\-]{0,30}):)?//([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.I)
 _BARE = re.compile(r"[^/?#:@\s]{1,253}\.[^/?#:@\s]{1,63}(?::\d{1,5})?(?:[/?#]|$)")
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-# Parameters that say where a visitor comes from, not which page it is.
-_TRACKING = re.compile(
-    r"(?:utm_\w+|gclid|dclid|fbclid|msclkid|yclid|igshid|mc_[ce]id|_ga|_hs\w+|sessionid|"
-    r"phpsessid|jsessionid|sid|ref_src|spm)",
-    re.I,
-)
 _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 
 # Second labels under a country's two letters that many registrants share.
@@ -77,22 +70,6 @@ def split_address(url: str) -> Address:
     return Address(scheme.lower(), _host(host), port, path, query)
 
 
-def canonical(url: str) -> str:
-    """One spelling for addresses of the same page; the text itself, stripped, where it is none.
-
-    Without scheme, `www.`, default port, fragment, final slash, and tracking parameters; other
-    parameters sorted.
-    """
-    address = split_address(url)
-    if not address.host:
-        return url.strip()
-    port = address.port if address.port != _DEFAULT_PORTS.get(address.scheme or "http") else ""
-    kept = [part for part in address.query.split("&") if part and not _tracks(part)]
-    query = "?" + "&".join(sorted(kept)) if kept else ""
-    host = without_www(address.host)
-    return f"{host}{':' + port if port else ''}{address.path.rstrip('/')}{query}"
-
-
 def site_of(url: str) -> str:
     """The registered domain of an address, `news.example.co.uk` -> example.co.uk; may be empty."""
     return registered_domain(split_address(url).host)
@@ -125,7 +102,3 @@ def _host(host: str) -> str:
         return host.encode("idna").decode("ascii")
     except UnicodeError:
         return host
-
-
-def _tracks(parameter: str) -> bool:
-    return _TRACKING.fullmatch(parameter.partition("=")[0]) is not None
