@@ -29,13 +29,13 @@ class DirtyWords(Filter):
 
     A document of unknown language is held against each list. It is dropped where it has both more
     than `max_count` matches and more than `max_share` of them per word: neither a long book nor a
-    short text falls for a few.
+    news report of a crime falls for a few.
     """
 
     kinds: tuple[Kind, ...] = ("web", "prose")
     lists: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    max_count: int = 2
-    max_share: float = 0.01
+    max_count: int = 4
+    max_share: float = 0.015
     ignored: tuple[str, ...] = IGNORED
 
     def build(self) -> Decide:
