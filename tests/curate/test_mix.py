@@ -55,7 +55,7 @@ def test_the_four_stages() -> None:
     assert group_of(mix, book) == "long"
     assert group_of(mix, dataclasses.replace(book, text="word")) == "general"
     assert group_of(mix, dataclasses.replace(book, text="mot", language="fra")) == "multilingual"
-    assert group_of(mix, Document("w", "x", labels={"content": "math"})) == "stem"
+    assert group_of(mix, Document("w", "x", labels={"content": "reasoning"})) == "stem"
     assert from_json(Mix, json.loads(json.dumps(to_json(mix)))) == mix
 
 

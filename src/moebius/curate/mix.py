@@ -159,7 +159,8 @@ def four_stages(
     long_bytes: int = 128 << 10, long_sequence: int | None = None, rope_base: float | None = None
 ) -> Mix:
     """Pretraining, a stage of 70% STEM and code, annealing, and long context, over five groups."""
-    stem = tuple(("content", value) for value in ("code", "math", "reasoning"))
+    # As the step `detect` labels pages.
+    stem = (("content", "code"), ("content", "reasoning"))
     groups = (
         Group("long", kinds=("prose", "code"), min_bytes=long_bytes, max_epochs=4.0),
         Group("code", kinds=("code",), max_epochs=4.0),

@@ -30,7 +30,7 @@ class Made:
         for step, name in enumerate(self.steps):
             rows = [{**row, "reason": why} for at, why, row in self.dropped if at == step]
             for i in range(files):
-                path = folder / f"dropped/{step:02d}-{name}/part-{i}.parquet"
+                path = folder / f"dropped/{step + 1:02d}-{name}/part-{i}.parquet"
                 write_rows(path, rows[i::files], rows_a_group)
         (folder / "counts.json").write_text(json.dumps(self.counts()))
         timed = [{"name": name, "documents": 9, "seconds": 0.5} for name in self.steps]

@@ -189,6 +189,28 @@ def test_bands_and_trunk_are_in_proportion(tmp_path: Path) -> None:
     assert nodes == [380, 380, 380, 190]
 
 
+def test_what_a_step_passes_by_stays_in_the_trunk(tmp_path: Path) -> None:
+    """A step counts what it saw alone; the drawing is of all that is there."""
+    made = Made(["01-page_rule", "02-all"])
+    made.kept = [row(f"b{i}", "x" * 10, source="books") for i in range(60)]
+    made.kept += [row(f"w{i}", "x" * 10) for i in range(20)]
+    made.dropped = [(0, "a page", row(f"d{i}", "x" * 10)) for i in range(20)]
+    counts = made.counts()
+    (first, second) = counts["steps"]
+    first |= {"in": [40, 400], "out": [20, 200], "by_source": {"web": {"in": [40, 400]}}}
+    first["by_source"]["web"]["out"] = [20, 200]
+    folder = made.write(tmp_path)
+    (folder / "counts.json").write_text(json.dumps(counts))
+    shown, _ = read_page(folder)
+    drawing = shown[shown.index("<svg") : shown.index("</svg>")]
+    assert "100 \u2192 80 \u00b7 \u221220.0%" in drawing and "it saw 40 of 100" in drawing
+    assert "a page \u00b7 20 \u00b7 50.0%" in drawing and "80 \u00b7 nothing dropped" in drawing
+    assert ">1. page_rule<" in drawing and ">2. all<" in drawing
+    nodes = re.findall(r'class="node ?\w*" x="[\d.]+" y="[\d.]+" width="([\d.]+)"', drawing)
+    assert [float(x) for x in nodes] == [380, 380, 304, 304]
+    assert second["in"] == [80, 800]
+
+
 # --- hostile --------------------------------------------------------------------------------------
 
 
@@ -232,7 +254,7 @@ def test_damaged_and_missing_files_are_told(tmp_path: Path) -> None:
     (folder / "documents/part-1.parquet").write_bytes(b"PAR1 torn")
     whole = (folder / "documents/part-2.parquet").read_bytes()
     (folder / "documents/part-2.parquet").write_bytes(whole[: len(whole) // 2])
-    shutil.rmtree(folder / "dropped/01-step_1")
+    shutil.rmtree(folder / "dropped/02-step_1")
     for name in ("timing.json", "curation.json"):
         (folder / name).write_text("[}")
     shown, _ = read_page(folder)

@@ -5,6 +5,7 @@ A page is made of whatever is there: what is missing reads as nothing, what is n
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,17 @@ class Amount(NamedTuple):
 
 
 NOTHING = Amount(0, 0)
+# Steps are counted as `03-minhash`.
+_NUMBER = re.compile(r"^\d+-")
 Amounts = Mapping[str, Amount]
 
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What a step saw, kept, changed and dropped. `seconds` are of CPU; none where not timed."""
+    """What a step saw, kept, changed and dropped; documents that it passes by are in none of it.
+
+    `seconds` are of CPU, none where the step was not timed.
+    """
 
     index: int
     name: str
@@ -50,6 +56,18 @@ class StepCounts:
         """Number and name, as a reader counts."""
         return f"{self.index + 1}. {self.name}"
 
+    def leaves(self, present: Amounts) -> dict[str, Amount]:
+        """What is there after the step by source, with the documents that it passed by."""
+        if not self.source_before:
+            present = {"": total(present.values())}
+            return {"": _past(present[""], self.before).plus(self.after)}
+        return {
+            name: _past(amount, self.source_before.get(name, NOTHING)).plus(
+                self.source_after.get(name, NOTHING)
+            )
+            for name, amount in {**dict.fromkeys(self.source_before, NOTHING), **present}.items()
+        }
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -69,6 +87,12 @@ class Counted:
     def read(self) -> Amount:
         """All documents that readers gave."""
         return total(self.sources.values())
+
+
+def _past(present: Amount, seen: Amount) -> Amount:
+    """What a step passed by: all that is there but what it saw."""
+    documents = max(0, present.documents - seen.documents)
+    return Amount(documents, max(0, present.bytes - seen.bytes)) if documents else NOTHING
 
 
 def total(amounts: Iterable[Amount]) -> Amount:
@@ -92,7 +116,7 @@ def read_counted(folder: Path) -> Counted:
         steps.append(
             StepCounts(
                 i,
-                str(step.get("name") or "step"),
+                _NUMBER.sub("", str(step.get("name") or "step")),
                 _amount(step.get("in")),
                 _amount(step.get("out")),
                 int(_number(step.get("changed")) or 0),

@@ -14,7 +14,9 @@ from moebius.monitor.plots import COLOURS
 from moebius.monitor.text import whole
 
 _LEFT, _WIDTH, _RIGHT, _TOTAL = 220.0, 380.0, 680.0, 1100.0
-_MAX_SOURCES, _MAX_REASONS = 7, 12
+_MAX_SOURCES = 7
+# Bands of one step, and of all together: forty steps have room for fewer each.
+_MAX_REASONS, _MIN_REASONS, _ALL_REASONS = 12, 4, 160
 _WIDEN_BELOW = 0.3
 _NODE, _SLOT, _GAP, _STEP_ROW = 5.0, 18.0, 4.0, 46.0
 _OTHERS = "other sources"
@@ -100,12 +102,13 @@ class _Drawing:
         """The whole drawing."""
         read = self._counted.read
         self._node(read, "read", f"{self._measure.say(self._measure.of(read))} in all")
-        stripes = self._counted.sources
-        self._trunk(stripes, self._y + _STEP_ROW)
+        present: Amounts = self._counted.sources
+        self._trunk(present, self._y + _STEP_ROW)
         for step in self._counted.steps:
-            self._step(step)
-            stripes = step.source_after or {"": step.after}
-            self._trunk(stripes, self._y + 10)
+            after = step.leaves(present)
+            self._step(step, present, after)
+            self._trunk(after, self._y + 10)
+            present = after
         kept = self._counted.kept
         value, all_read = self._measure.of(kept), self._measure.of(read)
         self._node(kept, "kept", f"{self._measure.say(value)} ({share(value, all_read)})", "last")
@@ -124,59 +127,64 @@ class _Drawing:
         self._text(_LEFT - 16, self._y + 6, name, "end name")
         self._text(_LEFT - 16, self._y + 22, more, "end")
 
-    def _step(self, step: StepCounts) -> None:
+    def _step(self, step: StepCounts, present: Amounts, remaining: Amounts) -> None:
         """A step: its bar, its name and figures, the bands of what it drops."""
         measure, top = self._measure, self._y
-        before, after = measure.of(step.before), measure.of(step.after)
+        before, after = (measure.of(total(x.values())) for x in (present, remaining))
         pieces = self._pieces(step)
         lost = sum(value for _, value, _ in pieces)
         width = max(before, after + lost) * self._scale
         self._rect(_LEFT, top, max(1.0, width), _NODE, "node")
         self._text(_LEFT - 16, top + 6, step.label, "end name")
-        self._text(_LEFT - 16, top + 22, self._figures(step, before, after), "end")
+        for i, text in enumerate(self._figures(step, before, after)):
+            self._text(_LEFT - 16, top + 22 + 15 * i, text, "end")
+        seen = measure.of(step.before)
         edge, slot = _LEFT + (after + lost) * self._scale, top + _NODE + 3
         for name, value, kind in pieces:
             thick = value * self._scale
             height = max(_SLOT, thick + _GAP)
             middle = slot + height / 2
             self._band(edge - thick, edge, top + _NODE, middle - thick / 2, kind, name, value)
-            said = f"{name} \u00b7 {measure.say(value)} \u00b7 {share(value, before)}"
+            said = f"{name} \u00b7 {measure.say(value)} \u00b7 {share(value, seen)}"
             self._text(_RIGHT + 12, middle + 4, said, "reason" if kind == "drop" else "reason soft")
             edge, slot = edge - thick, slot + height
         bottom = max(slot + 6, top + _STEP_ROW)
-        stripes = step.source_after or {"": step.after}
         self._y = top + _NODE
-        self._trunk(stripes, bottom)
-        if 0 < after * self._scale < _WIDEN_BELOW * _WIDTH:
-            self._widen(stripes, after)
+        self._trunk(remaining, bottom)
+        if after and not _WIDEN_BELOW <= after * self._scale / _WIDTH <= 1.3:
+            self._widen(remaining, after)
 
     def _pieces(self, step: StepCounts) -> list[tuple[str, float, str]]:
         """What leaves the trunk at a step, largest first: reasons, and text taken out."""
         measure = self._measure
         found = sorted(step.dropped.items(), key=lambda item: (-measure.of(item[1]), item[0]))
-        shown, rest = found[:_MAX_REASONS], found[_MAX_REASONS:]
-        if len(rest) == 1:
-            shown, rest = found, []
+        steps = len(self._counted.steps)
+        room = max(_MIN_REASONS, min(_MAX_REASONS, _ALL_REASONS // steps))
+        shown, rest = (found, []) if len(found) == room + 1 else (found[:room], found[room:])
         pieces = [(name, measure.of(amount), "drop") for name, amount in shown]
-        if rest:
-            other = measure.of(total(amount for _, amount in rest))
-            pieces.append((f"{len(rest)} further reasons", other, "drop"))
         dropped = measure.of(step.dropped_all)
         taken = measure.of(step.before) - dropped - measure.of(step.after)
         if taken > 0.0005 * measure.of(step.before):
             pieces.append(("taken out of kept documents", taken, "taken"))
-        return sorted(pieces, key=lambda piece: -piece[1])
+        pieces.sort(key=lambda piece: -piece[1])
+        if rest:
+            other = measure.of(total(amount for _, amount in rest))
+            pieces.append((f"{len(rest)} further reasons", other, "drop"))
+        return pieces
 
-    def _figures(self, step: StepCounts, before: float, after: float) -> str:
+    def _figures(self, step: StepCounts, before: float, after: float) -> list[str]:
+        """The lines below a step's name."""
         measure = self._measure
         if not before:
-            return "nothing came"
+            return ["nothing came"]
+        seen = measure.of(step.before)
+        part = [f"it saw {measure.say(seen)} of {measure.say(before)}"] if seen < before else []
         if before == after:
             change = f"changed {whole(step.changed)}" if step.changed else "nothing dropped"
-            return f"{measure.say(after)} \u00b7 {change}"
+            return [f"{measure.say(after)} \u00b7 {change}", *part]
         less = share(abs(before - after), before)
         sign = "\u2212" if after < before else "+"
-        return f"{measure.say(before)} \u2192 {measure.say(after)} \u00b7 {sign}{less}"
+        return [f"{measure.say(before)} \u2192 {measure.say(after)} \u00b7 {sign}{less}", *part]
 
     def _trunk(self, amounts: Amounts, bottom: float) -> None:
         """The stripes of all sources, straight down to `bottom`."""

@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _dropped_places(folder: Path) -> dict[int, Path]:
-    """The folders `dropped/NN-STEP` by the step's number."""
+    """The folders `dropped/NN-STEP` by the step's number, from 1 on."""
     found: dict[int, Path] = {}
     for path in sorted((folder / "dropped").glob("*")):
         number = path.name.partition("-")[0]
@@ -58,7 +58,7 @@ def _dropped_places(folder: Path) -> dict[int, Path]:
 
 
 def _dropped(sampler: Sampler, step: StepCounts, places: dict[int, Path]) -> Sample:
-    place = places.get(step.index)
+    place = places.get(step.index + 1)
     return Sample() if place is None else sampler.take(place, DROPPED, list(step.dropped))
 
 

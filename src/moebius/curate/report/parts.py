@@ -42,6 +42,8 @@ def steps_table(counted: Counted) -> str:
 
 
 def _seconds(value: float) -> str:
+    if value < 0.1:
+        return f"{1000 * value:.2g}ms"
     return f"{value:.2g}s" if value < 9.5 else duration(value)
 
 
