@@ -1,6 +1,7 @@
 """What the tests of readers share: reading everything of a source, compressing, WARC records."""
 
 import gzip
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -30,8 +31,8 @@ def read_all(reader: Reader, task_bytes: int = 1 << 20) -> tuple[list[Document],
     assert len({document.key for document in documents}) == len(documents)
     assert all(document.source == reader.name for document in documents)
     for document in documents:
-        assert document.key.encode() and document.url.encode() is not None
-        document.text.encode()
+        # Whatever is no Unicode could not be written.
+        assert document.key.encode() and f"{document.text}{document.url}".encode() is not None
     return documents, unread
 
 
@@ -42,7 +43,7 @@ def reasons(unread: list[Unread]) -> dict[str, int]:
 def packed(data: bytes, ending: str) -> bytes:
     """The data as a file of this ending holds it."""
     if ending.endswith(".gz"):
-        return gzip.compress(data, 6, mtime=0)
+        return gzip.compress(data, 1, mtime=0)
     if ending.endswith(".zst"):
         zstandard = pytest.importorskip("zstandard", reason="needs the curate extra")
         return zstandard.ZstdCompressor().compress(data)
@@ -74,31 +75,32 @@ def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
 
 
 MEASURE = """
-import resource, sys
+import json, resource, sys
+import pyarrow.parquet, zstandard
 from moebius.config import from_json
-from moebius.curate.read import Reader
 from moebius.curate.document import Document
-import json, gzip, hashlib, pathlib
-reader = from_json(Reader, json.loads(sys.argv[1]))
-if reader.path.endswith(".parquet"): import pyarrow.parquet
+from moebius.curate.read import LIMIT, Reader
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = []
-for task in reader.tasks(1 << 20)[0]:
-    for item in reader.read(task):
-        found.append("" if isinstance(item, Document) else item.reason)
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
-print(json.dumps([grown >> 10, found]))
+for config in json.loads(sys.argv[1]):
+    reader = from_json(Reader, config)
+    items = [item for task in reader.tasks(1 << 20)[0] for item in reader.read(task)]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
+    reasons = ["" if isinstance(item, Document) else item.reason for item in items]
+    found.append([(grown << 10) / LIMIT, sorted(set(reasons))])
+    del items
+print(json.dumps(found))
 """
 
 
-def measured(use: str, path: Path) -> tuple[int, list[str]]:
-    """MiB that reading a source adds to a fresh process, and each item's reason ("": document)."""
-    import json
-
-    config = json.dumps({"use": use, "path": str(path)})
+def measured(sources: list[dict[str, str]]) -> list[tuple[float, list[str]]]:
+    """Reads sources in a fresh process, one after the other; after each by how many times LIMIT
+    the process has grown since its start, and the reasons met ("": a document)."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, config], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEASURE, json.dumps(sources)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    grown, found = json.loads(done.stdout)
-    return grown, found
+    return json.loads(done.stdout)

@@ -297,6 +297,32 @@ def test_a_bomb_is_left_behind(tmp_path: Path) -> None:
     assert reasons(unread) == {"decompresses to more than the limit": 1}
 
 
+def test_a_file_of_damage_is_given_up(tmp_path: Path) -> None:
+    good = gzip.compress(record(http(page("a"))))
+    documents, unread = read_bytes(tmp_path, good + b"\x1f\x8b\x08\xff" * 1500 + good, "a.warc.gz")
+    assert len(documents) == 1
+    assert [u.reason for u in unread] == ["damaged record", "too damaged to read on"]
+    assert unread[1].num_bytes > len(good)
+
+
+def test_one_damage_is_one_count(tmp_path: Path) -> None:
+    good = gzip.compress(record(http(page("a"))))
+    _, unread = read_bytes(tmp_path, b"\x1f\x8b\x08" + bytes(50), "a.warc.gz")
+    assert reasons(unread) == {"damaged record": 1}
+    documents, unread = read_bytes(tmp_path, b"\x1f\x8b\x08" + bytes(50) + good, "a.warc.gz")
+    assert len(documents) == 1 and reasons(unread) == {"damaged record": 1}
+    documents, unread = read_bytes(tmp_path, good + b"junk behind", "a.warc.gz")
+    assert len(documents) == 1 and reasons(unread) == {"damaged record": 1}
+
+
+@pytest.mark.parametrize("unit", [b"WARC/1.0\r\n", b"WARC/1.0\r\nA: b\r\n", record(page("a"))])
+def test_many_beginnings_take_time_in_proportion(tmp_path: Path, unit: bytes) -> None:
+    """None of them may make the parser look through the rest of the file again."""
+    lying = unit.replace(b"Length: 5", b"Length: 1600000")
+    documents, unread = read_bytes(tmp_path, lying * 20_000)
+    assert len(documents) + len(unread) == 20_000
+
+
 def test_files_are_sorted_into_tasks(tmp_path: Path) -> None:
     for name in ("b/2.warc.gz", "b/10.WARC", "a.warc.zst"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -49,7 +49,7 @@ class Hub(Reader):
         """What the library calls the dataset. Raises ValueError where it cannot be one."""
         name = self.path.removeprefix(HUB)
         folder = Path(name).expanduser()
-        if folder.is_dir():
+        if name and folder.is_dir():
             return str(folder.resolve())
         if name.count("/") != 1 or not all(name.split("/")) or name.startswith((".", "~")):
             raise ValueError(f"{self.path!r} is neither hf:OWNER/NAME nor a folder that exists")

@@ -14,6 +14,19 @@ from moebius.curate.document import Unread
 Refuse = Callable[[str], str]
 
 
+def place_of(path: str) -> Path:
+    """Where a source lies. Raises ValueError where it does not."""
+    if not path:
+        raise ValueError("a source has no path; give it one")
+    place = Path(path).expanduser()
+    try:
+        place.stat()
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"cannot read the source {path!r} ({(said or '?').lower()})") from error
+    return place
+
+
 def root_of(path: str) -> Path:
     """The folder that the names of a source's files start from."""
     place = Path(path).expanduser()
@@ -38,14 +51,8 @@ def find_files(
     `refuse` gives the reason why a file is not read, or nothing. Raises ValueError where there is
     no such path, or nothing to read in it.
     """
-    place = Path(path).expanduser()
-    try:
-        mode = place.stat().st_mode
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(
-            f"cannot read the source {path!r} ({(said or 'unknown').lower()})"
-        ) from error
+    place = place_of(path)
+    mode = place.stat().st_mode
     if stat.S_ISDIR(mode):
         found = walk(place, refuse, refuse_folder)
     else:

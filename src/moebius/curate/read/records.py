@@ -15,7 +15,7 @@ from moebius.curate.read import LIMIT
 from moebius.curate.read.streams import BLOCK, TOO_LARGE, TOO_MUCH, Damaged, Members
 
 MARK = b"WARC/"
-BROKEN = "damaged record"
+BROKEN, GIVEN_UP = "damaged record", "too damaged to read on"
 # The header block of a record; a page with the headers of its server and its chunks' sizes.
 HEADER = 64 << 10
 MOST = LIMIT + (1 << 20)
@@ -26,6 +26,7 @@ _BLANK = re.compile(rb"\r?\n\r?\n")
 _NEXT = re.compile(rb"\nWARC/[01]\.\d{1,3}[ \t]{0,8}\r?\n")
 # What stands behind a record: the next, the end, or a next one whose first line is damaged.
 _AFTER = re.compile(rb"[\r\n]{0,64}(?:WARC/[01]\.|\Z)|\r\n\r\n[^\n]{0,128}\nWARC-")
+_NEWLINES = re.compile(rb"[\r\n]+")
 OVERLAP = 64
 BEHIND = 256
 
@@ -74,9 +75,13 @@ class _Window:
         """
         while True:
             self.fill(OVERLAP)
-            blank = len(self.data) - len(self.data.lstrip(b"\r\n"))
-            del self.data[:blank]
-            if self.data or self.damaged:
+            while blank := _NEWLINES.match(self.data):
+                del self.data[: blank.end()]
+                self.fill(OVERLAP)
+            if self.data:
+                return True
+            if self.damaged:
+                self._apart = False
                 return True
             if self.ended:
                 if self._next is None:
@@ -123,6 +128,8 @@ def records(path: Path) -> Iterator[Record]:
             found = _record(window) if window.data else Record({}, b"", 0, BROKEN)
             met = window.settle()
             yield Record(found.headers, b"", found.size, found.reason or BROKEN) if met else found
+        if members.given_up:
+            yield Record({}, b"", members.given_up, GIVEN_UP)
     finally:
         members.close()
 
@@ -131,11 +138,12 @@ def _record(window: _Window) -> Record:
     begun = window.position
     window.fill(HEADER)
     head = _HEAD.match(window.data)
-    blank = _BLANK.search(window.data, 0, HEADER)
-    early = _NEXT.search(window.data, 1, blank.end() if blank else HEADER)
-    if head is None or blank is None or early is not None:
+    # Looked for first: a file of nothing but beginnings takes no longer than its length.
+    early = _NEXT.search(window.data, 1, HEADER)
+    blank = _BLANK.search(window.data, 0, early.start() + 1 if early else HEADER)
+    if head is None or blank is None:
         _, size, reason = _up_to_next(window, begun)
-        return Record({}, b"", size, reason or BROKEN)
+        return Record({}, b"", size, TOO_MUCH if reason == TOO_MUCH else BROKEN)
     headers = parse_headers(bytes(window.data[head.end() : blank.start()]))
     del window.data[: blank.end()]
     length = headers.get("content-length", "").strip()
@@ -144,7 +152,8 @@ def _record(window: _Window) -> Record:
         if len(window.data) >= int(length) and _AFTER.match(window.data, int(length)):
             content = bytes(memoryview(window.data)[: int(length)])
             del window.data[: int(length)]
-            window.data = window.data.lstrip(b"\r\n") if len(window.data) < 256 else window.data
+            if (blank := _NEWLINES.match(window.data)) is not None:
+                del window.data[: blank.end()]
             return Record(headers, content, len(content))
     content, size, reason = _up_to_next(window, begun)
     return Record(headers, content, size, reason)

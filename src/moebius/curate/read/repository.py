@@ -14,7 +14,15 @@ from moebius.curate.document import Document, Kind, Unread
 from moebius.curate.read import LIMIT, Reader, Task, split_tasks
 from moebius.curate.read.charset import recoded, survey
 from moebius.curate.read.left_out import by_folder, by_name, by_text, language_of
-from moebius.curate.read.listing import checked, examine, find_files, key_of, root_of, split
+from moebius.curate.read.listing import (
+    checked,
+    examine,
+    find_files,
+    key_of,
+    place_of,
+    root_of,
+    split,
+)
 from moebius.curate.read.streams import TOO_LARGE
 
 LOOKED_FOR = "source code and prose such as .py, .c, .js, .md, .rst"
@@ -28,7 +36,7 @@ class Repository(Reader):
     kind: Kind = "code"
 
     def tasks(self, task_bytes: int) -> tuple[list[Task], list[Unread]]:
-        root = Path(self.path).expanduser()
+        root = place_of(self.path)
         names = git_names(root) if (root / ".git").exists() else None
         if names is None:
             files, unread = find_files(self.path, by_name, LOOKED_FOR, by_folder)

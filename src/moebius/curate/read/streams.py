@@ -122,14 +122,15 @@ def inflate(frame: Frame, data: bytes, limit: int) -> bytes:
 
 
 class Members:
-    """The content of a file, block by block. `fresh`: the last block was the first of a member."""
+    """The content of a file, block by block. `fresh`: the last block was the first of a member;
+    `given_up`: bytes not looked at because those before them are damaged throughout."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self._input, self._begun, self._pending = b"", 0, False
         self._frame: Frame | None = None
         self._resumed = 0
-        self.fresh = False
+        self.fresh, self.given_up = False, 0
         head = self._file.peek(4)[:4]
         self._magic = next((m for m in (GZIP, ZSTD, DICTIONARY) if head.startswith(m)), b"")
         self._new: Callable[[], Frame] | None = None
@@ -200,14 +201,14 @@ class Members:
         start = max(self._begun + 1, self.position - BACK)
         self._frame, self._input, self._pending = None, b"", False
         self._resumed += 1
-        if self._resumed <= TRIES:
-            for tries, offset in enumerate(self._candidates(start)):
+        for tries, offset in enumerate(self._candidates(start)):
+            if tries == TRIES or self._resumed > TRIES:
+                self.given_up = self._file.seek(0, io.SEEK_END) - offset
+                return False
+            self._file.seek(offset)
+            if self._content_begins(mark):
                 self._file.seek(offset)
-                if self._content_begins(mark):
-                    self._file.seek(offset)
-                    return True
-                if tries == TRIES:
-                    break
+                return True
         self._file.seek(0, io.SEEK_END)
         return False
 
