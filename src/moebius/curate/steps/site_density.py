@@ -73,25 +73,20 @@ class _Adding(Round):
         site = site_of(document.url)
         if not site:
             return np.zeros(0, _RECORD)
-        found = words(document.text)
+        text = document.text.casefold()
+        found = words(text)
         private = document.scores.get("pii")
         private = len(find(document.text)) if private is None else int(private)
-        record = (hash_of(site), 1, len(found), private, self._dirty(document, found))
+        record = (hash_of(site), 1, len(found), private, self._dirty(document, text, found))
         return np.array([record], _RECORD)
 
-    def _dirty(self, document: Document, found: list[str]) -> int:
-        """Adult words by the list of the document's language; by the worst, where that is unknown.
-
-        The words are matched in lower case.
-        """
+    def _dirty(self, document: Document, text: str, found: list[str]) -> int:
+        """Adult words by the list of the document's language; by the worst, where that is unknown."""
         if document.language:
             chosen = [self._counts[document.language]] if document.language in self._counts else []
         else:
             chosen = list(self._counts.values())
-        if not chosen:
-            return 0
-        text, lower = document.text.casefold(), [word.casefold() for word in found]
-        return max(count(text, lower) for count in chosen)
+        return max((count(text, found) for count in chosen), default=0)
 
     def combine(self, records: np.ndarray) -> np.ndarray:
         if not len(records):
