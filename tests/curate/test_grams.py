@@ -32,6 +32,7 @@ PIECES += [
     "😀",
     "\0",
 ]
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 ASSIGNED = st.characters(max_codepoint=0x1FFFF, exclude_categories=("Cn", "Co", "Cs"))
 TEXTS = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(ASSIGNED, max_size=20)
@@ -54,10 +55,9 @@ def plain_words(text: str, digits_alike: bool, split_apostrophes: bool) -> list[
                 continue
             number = unicodedata.decimal(part, None)
             part = part if number is None else "0" if digits_alike else str(number)
-            unspaced = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-            word = unicodedata.category(part)[0] in "LMN"
-            if not word or regex.match(unspaced, part):
-                words += [current, part if word else ""]
+            alone = regex.match(UNSPACED, part) is not None
+            if alone or unicodedata.category(part)[0] not in "LMN":
+                words += [current, part if alone else ""]
                 current = ""
             else:
                 current += part

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import regex
+
 from moebius.config import nearest
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz")
@@ -85,7 +87,8 @@ def _records(path: Path) -> list[Any]:
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind == "txt":
         lines = "\n".join(line.strip() for line in text.strip().splitlines())
-        return [part for part in lines.split("\n\n" if "\n\n" in lines else "\n") if part.strip()]
+        parts = regex.split("\n\n+" if "\n\n" in lines else "\n", lines)
+        return [part for part in parts if part]
     try:
         if kind == "jsonl":
             return [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -25,6 +25,11 @@ def _words(text: str) -> np.ndarray:
     return word_hashes(text, digits_alike=False, split_apostrophes=False)
 
 
+def num_words(text: str) -> int:
+    """The words of a text as it stands."""
+    return len(_words(text))
+
+
 def readings(text: str) -> list[np.ndarray]:
     """The words of each view of a text; of the text as it stands first."""
     return [_words(view) for view in views(text)]

@@ -21,6 +21,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15 | 5)
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 # The classes of characters, in the three low bits of their numbers.
 _SEPARATOR, _NOTHING, _LETTER, _UNSPACED_LETTER, _SEVERAL = range(5)
+_CLASS = np.uint64(7)
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:
@@ -46,24 +47,16 @@ def excerpt(
 ) -> str:
     """The text from the word `start` to before the word `stop`, numbered as hashes are."""
     table = _table(digits_alike, split_apostrophes)
-    begin, end = (_offset(text, word, table) for word in (start, stop))
-    return text[begin:end].strip()
-
-
-def _offset(text: str, word: int, table: np.ndarray) -> int:
-    """Where a word begins, found by halving the block that has it."""
-    offset = 0
+    if (_characters(text, table) & _CLASS == _SEVERAL).any():
+        text = text.translate(_folds()[2])
+    offset, offsets = 0, [np.zeros(0, np.int64)]
     for block in _blocks(text):
-        if (count := len(_block(block, table))) > word:
-            low, high = 0, len(block)
-            while high - low > 1:
-                middle = (low + high) // 2
-                few = len(_block(block[:middle], table)) <= word
-                low, high = (middle, high) if few else (low, middle)
-            return offset + low
-        word -= count
+        values, kept = _present(_characters(block, table))
+        starts = _starts(values)
+        offsets.append(offset + (starts if kept is None else kept[starts]))
         offset += len(block)
-    return len(text)
+    begins = np.append(np.concatenate(offsets), len(text))
+    return text[begins[min(start, len(begins) - 1)] : begins[min(stop, len(begins) - 1)]].strip()
 
 
 def gram_hashes(words: np.ndarray, length: int) -> np.ndarray:
@@ -108,31 +101,43 @@ def _hashes(text: str, table: np.ndarray) -> np.ndarray:
 
 
 def _block(text: str, table: np.ndarray) -> np.ndarray:
-    values, classes = _characters(text, table)
-    if (classes == _SEVERAL).any():
-        return _hashes(text.translate(_several()), table)
-    kept = classes != _NOTHING
-    if not kept.all():
-        values, classes = values[kept], classes[kept]
-    letters = classes >= _LETTER
-    begins = letters.copy()
-    begins[1:] &= ~(letters[:-1] & (classes[1:] == _LETTER) & (classes[:-1] == _LETTER))
-    starts = np.flatnonzero(begins)
+    values = _characters(text, table)
+    if (values & _CLASS == _SEVERAL).any():
+        return _hashes(text.translate(_folds()[2]), table)
+    values, _ = _present(values)
+    starts = _starts(values)
     if not len(starts):
         return np.zeros(0, np.uint64)
     up, down = _powers()
-    values *= letters
-    sums = np.add.reduceat(values * up[: len(values)], starts)
-    return mix(sums * down[starts])
+    letters = values * (values & _CLASS >= _LETTER)
+    return mix(np.add.reduceat(letters * up[: len(values)], starts) * down[starts])
 
 
-def _characters(text: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _characters(text: str, table: np.ndarray) -> np.ndarray:
+    """The numbers of the characters of a text."""
     if text.isascii():
         codes = np.frombuffer(text.encode("ascii"), np.uint8)
     else:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    values = table.take(codes, mode="clip")
-    return values, (values & np.uint64(7)).astype(np.uint8)
+    return table.take(codes, mode="clip")
+
+
+def _present(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Characters without those that are as nothing, and where they stood if there were such."""
+    there = values & _CLASS != _NOTHING
+    if there.all():
+        return values, None
+    kept = np.flatnonzero(there)
+    return values[kept], kept
+
+
+def _starts(values: np.ndarray) -> np.ndarray:
+    """Where words begin."""
+    classes = (values & _CLASS).astype(np.uint8)
+    begins = classes >= _LETTER
+    goes_on = classes == _LETTER
+    begins[1:] &= ~(goes_on[1:] & goes_on[:-1])
+    return np.flatnonzero(begins)
 
 
 @functools.cache
@@ -184,10 +189,6 @@ def _class_of(char: str) -> int:
     return _LETTER if unicodedata.category(char)[0] in "LMN" else _SEPARATOR
 
 
-def _several() -> dict[int, str]:
-    return _folds()[2]
-
-
 @functools.cache
 def _table(digits_alike: bool, split_apostrophes: bool) -> np.ndarray:
     classes, folded, _ = _folds()
@@ -198,4 +199,4 @@ def _table(digits_alike: bool, split_apostrophes: bool) -> np.ndarray:
         classes[[ord("'"), 0x2018, 0x2019, 0x02BC, 0xFF07]] = _NOTHING
     # The last code point answers for all above the table: a separator.
     classes[-1] = _SEPARATOR
-    return (mix(folded.astype(np.uint64) + np.uint64(1)) & ~np.uint64(7)) | classes
+    return (mix(folded.astype(np.uint64) + np.uint64(1)) & ~_CLASS) | classes

@@ -17,6 +17,7 @@ from moebius.curate.contamination import (
     ShareOfGrams,
     WholePart,
     first_hit,
+    num_words,
     readings,
 )
 from moebius.curate.document import Document, Dropped
@@ -104,7 +105,7 @@ def checkable(step: Decontaminate) -> list[Checkable]:
         by_grams = only_whole = 0
         not_at_all: list[str] = []
         for item in items(benchmark):
-            longest = max((len(readings(part)[0]) for part in item.parts), default=0)
+            longest = max(map(num_words, item.parts), default=0)
             grams = {"any": step.length, "ratio": step.shortest}.get(benchmark.rule)
             if grams is not None and longest >= grams:
                 by_grams += 1

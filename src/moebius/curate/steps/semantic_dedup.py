@@ -62,7 +62,7 @@ def _record(name: int, place: int, words: np.ndarray) -> np.ndarray:
 
 def _vectors(records: np.ndarray) -> np.ndarray:
     """The vectors of records, float32 (count, dims)."""
-    rows = np.ascontiguousarray(records).view("<u8").reshape(len(records), -1)
+    rows = np.ascontiguousarray(records).view("<u8").reshape(-1, len(records.dtype.names or ()))
     return np.ascontiguousarray(rows[:, 2:]).view("<f2").astype(np.float32)
 
 

@@ -20,9 +20,11 @@ from moebius.curate.step import CorpusStep, Decision, Round, Whole, look_up
 
 _RECORD = np.dtype([("hash", "<u8"), ("check", "<u8"), ("age", "<u8"), ("place", "<u8")])
 _PORTS = {"http": 80, "https": 443}
-# Parameters that say where a visitor came from, beside utm_*.
-_TRACKING = {"dclid", "fbclid", "gbraid", "gclid", "igshid", "mc_cid", "mc_eid", "msclkid"}
-_TRACKING |= {"twclid", "wbraid", "yclid", "_ga", "_gl"}
+# Parameters that say where a visitor came from.
+_TRACKING = regex.compile(
+    "utm_.*|[dg]clid|twclid|fbclid|msclkid|yclid|[gw]braid|igshid|mc_[ce]id|_g[al]",
+    regex.IGNORECASE,
+)
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -47,8 +49,7 @@ def _host(parts: SplitResult) -> str:
 
 
 def _tracks(parameter: str) -> bool:
-    name = parameter.partition("=")[0].lower()
-    return name.startswith("utm_") or name in _TRACKING
+    return _TRACKING.fullmatch(parameter.partition("=")[0]) is not None
 
 
 def microseconds(date: str) -> int:
