@@ -75,8 +75,8 @@ def _sections(counted: Counted, kept: Sample, dropped: Sequence[Sample]) -> list
         ),
         Section(
             "Steps",
-            "Exact counts of what each step saw (documents of kinds or sources that it leaves alone "
-            "pass by uncounted); documents per second are of one core.",
+            "Exact counts of what each step saw; documents that it leaves alone, for their kind or "
+            "source, pass by uncounted. Documents per second are of one core.",
             (steps_table(counted),) if counted.steps else (),
         ),
         Section(
