@@ -81,7 +81,7 @@ class _Adding(Round):
         return np.array([record], _RECORD)
 
     def _dirty(self, document: Document, text: str, found: list[str]) -> int:
-        """Adult words by the list of the document's language; by the worst, where that is unknown."""
+        """Adult words by the list of the language; by each, the most, where none is known."""
         if document.language:
             chosen = [self._counts[document.language]] if document.language in self._counts else []
         else:
