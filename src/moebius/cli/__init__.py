@@ -13,6 +13,7 @@ from moebius.checkpoint.hf.exporter import export_hf
 from moebius.checkpoint.hf.importer import import_hf
 from moebius.cli import bench, data, lab
 from moebius.cli.common import AsJson, Overrides, print_rows, run_of, run_or_default, say
+from moebius.cli.curate import curate_recipe
 from moebius.config import from_json
 from moebius.infer.load import load
 from moebius.infer.sample import sample_text
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(lab.app, name="lab")
+app.command("curate")(curate_recipe)
 
 
 @app.command()

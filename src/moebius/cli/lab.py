@@ -8,16 +8,21 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from moebius.cli.common import AsJson, Overrides, print_rows, run_of, run_or_default, say
+from moebius.cli.common import AsJson, Overrides, Threads, print_rows, run_of, run_or_default, say
+from moebius.config import override
+from moebius.lab.curation import Ablation, curation_experiment, table
+from moebius.lab.dirt import Dirt, soil
 from moebius.lab.growth import growth_experiment
 from moebius.lab.noise import noise_at_start, noise_of_folder, noise_rows
 from moebius.lab.race import Race, race_experiment
 from moebius.lab.transfer import Sweep, transfer_experiment
 from moebius.monitor.progress import progress_bar
+from moebius.recipes import curation
 
 app = typer.Typer(help="Experiments over several runs.", no_args_is_help=True)
 
 GROWTH = "moebius.lab.growth:small"
+JUDGE = "moebius.lab.curation:small"
 N = TypeVar("N", int, float)
 
 
@@ -106,6 +111,64 @@ def race_lab(
     race = Race(moe_lr, dense_lr, moe_steps, seeds, looks)
     with progress_bar() as progress:
         race_experiment(race, run_or_default(name, overrides), out, say=say, progress=progress)
+
+
+@app.command("curation")
+def curation_lab(
+    name: Annotated[str, typer.Argument(metavar="CURATION")],
+    overrides: Overrides = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="A clean text the models are read on: NAME=PATH.")
+    ] = None,
+    train: Annotated[str, typer.Option(help="The recipe of the model.")] = JUDGE,
+    steps: Annotated[int | None, typer.Option(help="Its training steps.")] = None,
+    threads: Threads = None,
+    seeds: Annotated[int, typer.Option(help="Models of each corpus.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where all goes; what is done is kept.")] = Path(
+        "runs/curation"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each step of a curation is worth, in bits per byte of clean texts."""
+    places: dict[str, Path] = {}
+    for text in validation or []:
+        title, equals, path = text.partition("=")
+        if not equals or not title or not path:
+            raise ValueError(f"--validation {text!r}: write NAME=PATH")
+        places[title] = Path(path)
+    run = run_of(train, [f"threads={threads}"] if threads else [])
+    run = dataclasses.replace(run, steps=steps or run.steps)
+    with progress_bar() as progress:
+        found = curation_experiment(
+            override(curation(name), overrides or []),
+            Ablation(run, places, seeds),
+            out,
+            say=say,
+            progress=progress,
+        )
+    typer.echo(json.dumps(found, indent=2) if as_json else table(found))
+
+
+@app.command("dirt")
+def dirt_lab(
+    clean: Annotated[Path, typer.Argument(help="Clean texts: a file or folder.")],
+    out: Annotated[Path, typer.Argument(help="The JSON lines to write.")],
+    foreign: Annotated[
+        Path | None, typer.Option(help="Texts of another language to mix in.")
+    ] = None,
+    words: Annotated[int, typer.Option(help="Words of a page.")] = 300,
+    boilerplate: Annotated[float, typer.Option(help="Share of pages with it.")] = 0.5,
+    copies: Annotated[float, typer.Option(help="Exact copies, as a share of the pages.")] = 0.4,
+    near_copies: Annotated[float, typer.Option(help="Copies with 2% of words changed.")] = 0.3,
+    gibberish: Annotated[float, typer.Option(help="Pages without meaning.")] = 0.3,
+    foreign_share: Annotated[float, typer.Option(help="Pages of the other language.")] = 0.3,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Make a clean corpus dirty at known shares, for `moebius lab curation dirtied`."""
+    share = 0.0 if foreign is None else foreign_share
+    dirt = Dirt(words, boilerplate, copies, near_copies, gibberish, share, seed=seed)
+    for kind, count in soil(clean, foreign, out, dirt).items():
+        typer.echo(f"{kind}: {count:,} pages")
 
 
 def _numbers(text: str, kind: Callable[[str], N]) -> tuple[N, ...]:

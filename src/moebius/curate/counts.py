@@ -37,6 +37,10 @@ class Counts:
             same = after.text is before.text
             _add(entry.setdefault("out", {}), source, num_bytes if same else after.num_bytes)
             entry["changed"] += after.text != before.text
+        self.spend(step, seconds)
+
+    def spend(self, step: int, seconds: float) -> None:
+        """Count time that a step took."""
         spent = self.data["seconds"]
         spent[str(step)] = spent.get(str(step), 0.0) + seconds
 

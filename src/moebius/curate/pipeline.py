@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from moebius.config import differences, flatten, identity, to_json
+from moebius.config import differences, flatten, from_json, identity, to_json
 from moebius.curate.config import Curation
 from moebius.curate.counts import merge
 from moebius.curate.document import Unread
@@ -23,6 +23,7 @@ from moebius.curate.engines import Engine
 from moebius.curate.engines.local import Local
 from moebius.curate.engines.pool import Pool
 from moebius.curate.engines.ray import Ray
+from moebius.curate.mix import Mix
 from moebius.curate.plan import Pass, Place, passes_of, step_name
 from moebius.curate.records import ranges_of
 from moebius.curate.report import write_report
@@ -65,6 +66,18 @@ def curate(curation: Curation, folder: Path, progress: Progress | None = None) -
         engine.close()
     _gather(place, curation, found, time.monotonic() - start)
     return folder
+
+
+def mix_of(folder: Path) -> Mix:
+    """The mix of a finished curation; ValueError where it is not finished or has none."""
+    if not (folder / "counts.json").exists():
+        raise ValueError(f"{folder} holds no finished curation")
+    recipe = json.loads((folder / "curation.json").read_text())
+    if recipe["mix"] is None:
+        raise ValueError(
+            f"the curation in {folder} has no mix; train on data.path={folder / 'documents'}"
+        )
+    return from_json(Mix, recipe["mix"])
 
 
 def _list_input(curation: Curation) -> tuple[list[Any], dict[str, list[Unread]]]:
@@ -186,8 +199,7 @@ def _gather(place: Place, curation: Curation, found: Any, seconds: float) -> Non
     """Move the shards' files to where they stay, add the counts up, write the report."""
     folder, passes = place.folder, passes_of(curation)
     shards = range(len(found[0]))
-    parts = [read_counts(place, stage, i) for stage in passes for i in shards]
-    total = merge(parts)
+    total = merge(read_counts(place))
     for stage in passes:
         for i in shards:
             _move_dropped(place.shard(stage.number, i) / "dropped", folder / "dropped", i)

@@ -145,9 +145,11 @@ class _Output:
             group = "" if mix is None else group_of(mix, document)
             self._counts.kept(document, group)
         elif self._runs is not None and self._place.curation.steps[self._then].takes(document):
+            start = time.perf_counter()
             first = self._place.whole(self._then).rounds[0]
             place = _place_of(self._shard, self._rows)
             self._runs.add(first.records(document, place, None))
+            self._counts.spend(self._then, time.perf_counter() - start)
         if group not in self._kept:
             name = "kept.parquet" if not group else f"kept/{group}.parquet"
             self._kept[group] = Writer(self._folder / name)
@@ -241,12 +243,14 @@ def do_round_shard(item: ShardWork) -> ShardWork:
     round_ = place.whole(step).rounds[item.round]
     known = np.load(place.verdicts(step, item.round - 1), mmap_mode="r")
     runs = RunWriter(aside / "records", round_)
+    counts, start = Counts(), time.perf_counter()
     source = place.shard(item.number, item.shard) / "kept.parquet"
     for row, document in enumerate(read_documents(source)):
         if place.curation.steps[step].takes(document):
             runs.add(round_.records(document, _place_of(item.shard, row), known))
     runs.close()
-    (aside / DONE).write_text("{}")
+    counts.spend(step, time.perf_counter() - start)
+    (aside / DONE).write_text(json.dumps(counts.data, sort_keys=True))
     _publish(aside, final)
     return item
 
@@ -293,6 +297,7 @@ def _save(final: Path, array: np.ndarray) -> None:
     aside.replace(final)
 
 
-def read_counts(place: Place, stage: Pass, shard: int) -> Any:
-    """The counts of a finished shard."""
-    return json.loads((place.shard(stage.number, shard) / DONE).read_text())
+def read_counts(place: Place) -> list[Any]:
+    """The counts of all finished shards of passes and rounds."""
+    done = [*place.work().glob(f"pass-*/shard-*/{DONE}"), *place.work().glob(f"*/*/shard-*/{DONE}")]
+    return [json.loads(path.read_text()) for path in sorted(done)]

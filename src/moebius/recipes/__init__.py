@@ -1,13 +1,16 @@
-"""Complete runs: functions that return a frozen `Run`, by name in `TABLE`.
+"""Complete runs: functions that return a frozen `Run`, by name in `TABLE`; curations beside them.
 
-A user's own recipe is such a function in any file: `moebius train my_idea.py:run`.
+A user's own recipe is such a function in any file: `moebius train my_idea.py:run`,
+`moebius curate my_corpus.py:books`.
 """
 
 import inspect
 import types
 from collections.abc import Mapping
+from typing import TypeVar
 
 from moebius.config import nearest, resolve
+from moebius.curate.config import Curation
 from moebius.train.run import Run
 
 TABLE: Mapping[str, str] = {
@@ -44,19 +47,38 @@ TABLE: Mapping[str, str] = {
 }
 
 
+CURATIONS: Mapping[str, str] = {
+    "web": "moebius.recipes.curation:web",
+    "crawl": "moebius.recipes.curation:crawl",
+    "library": "moebius.recipes.curation:library",
+    "dirtied": "moebius.recipes.curation:dirtied",
+}
+
+R = TypeVar("R", Run, Curation)
+
+
 def recipe(name: str) -> Run:
     """The run of a recipe: a name of the table, `module:function` or `file.py:function`."""
-    if name not in TABLE and ":" not in name:
+    return _recipe(name, TABLE, Run, "a moebius.train.run.Run")
+
+
+def curation(name: str) -> Curation:
+    """The curation of a recipe, named in the same ways."""
+    return _recipe(name, CURATIONS, Curation, "a moebius.curate.config.Curation")
+
+
+def _recipe(name: str, table: Mapping[str, str], kind: type[R], what: str) -> R:
+    if name not in table and ":" not in name:
         raise ValueError(
-            f"unknown recipe {name!r}{nearest(name, TABLE)}; or write file.py:function"
+            f"unknown recipe {name!r}{nearest(name, table)}; or write file.py:function"
         )
-    function = resolve(TABLE.get(name, name))
+    function = resolve(table.get(name, name))
     if not isinstance(function, types.FunctionType) or _needs_arguments(function):
-        raise ValueError(f"{name} is no recipe: a function without arguments that returns a Run")
-    run = function()
-    if not isinstance(run, Run):
-        raise ValueError(f"{name} returned {type(run).__name__}, not a moebius.train.run.Run")
-    return run
+        raise ValueError(f"{name} is no recipe: a function without arguments that returns {what}")
+    made = function()
+    if not isinstance(made, kind):
+        raise ValueError(f"{name} returned {type(made).__name__}, not {what}")
+    return made
 
 
 def _needs_arguments(function: types.FunctionType) -> bool:
@@ -66,6 +88,10 @@ def _needs_arguments(function: types.FunctionType) -> bool:
 
 
 def listing() -> list[dict[str, str]]:
-    """Every recipe of the table with the first line of its docstring."""
-    named = ((name, resolve(spec).__doc__ or "") for name, spec in sorted(TABLE.items()))
-    return [{"name": name, "what": doc.strip().splitlines()[0]} for name, doc in named]
+    """Every recipe of the tables with the verb that takes it and its docstring's first line."""
+    tables = {"train": TABLE, "curate": CURATIONS}
+    named = [(n, verb, spec) for verb, table in tables.items() for n, spec in sorted(table.items())]
+    return [
+        {"name": name, "verb": verb, "what": (resolve(spec).__doc__ or "").strip().splitlines()[0]}
+        for name, verb, spec in named
+    ]

@@ -33,7 +33,7 @@ Amounts = Mapping[str, Amount]
 class StepCounts:
     """What a step saw, kept, changed and dropped; documents that it passes by are in none of it.
 
-    `seconds` are of CPU, none where the step was not timed.
+    `seconds` are of all workers together, none where the step was not timed.
     """
 
     index: int

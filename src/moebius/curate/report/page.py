@@ -76,7 +76,7 @@ def _sections(counted: Counted, kept: Sample, dropped: Sequence[Sample]) -> list
         Section(
             "Steps",
             "Exact counts of what each step saw; documents that it leaves alone, for their kind or "
-            "source, pass by uncounted. Documents per second are of one core.",
+            "source, pass by uncounted. Documents per second are of one worker.",
             (steps_table(counted),) if counted.steps else (),
         ),
         Section(

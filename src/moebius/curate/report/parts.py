@@ -19,7 +19,7 @@ _EXAMPLES = ((8, 3), (25, 2), (150, 1))
 
 def steps_table(counted: Counted) -> str:
     """A row a step: in, out, dropped, changed, bytes, speed."""
-    head = ("step", "in", "out", "dropped", "", "changed", "bytes in", "bytes out", "docs/s", "CPU")
+    head = ("step", "in", "out", "dropped", "", "changed", "bytes in", "bytes out", "docs/s", "time")
     rows = []
     for step in counted.steps:
         dropped = step.dropped_all.documents
