@@ -63,6 +63,8 @@ def test_languages(listed: dict[str, str]) -> None:
     step = DirtyWords(lists=listed, **ANY)
     assert reason(step, "bad 坏话", "fra") == ""
     assert reason(step, "bad", "zho") == ""
+    assert reason(step, "坏话", "cmn") == "dirty words"
+    assert reason(DirtyWords(lists={"zh": listed["zho"]}, **ANY), "坏话", "zho") == "dirty words"
     assert reason(step, "bad") == reason(step, "坏话") == "dirty words"
     # Lists are not added up where the language is unknown.
     assert reason(DirtyWords(lists=listed, max_count=1, max_share=0.0), "bad 坏话") == ""
@@ -80,9 +82,11 @@ def test_config_goes_through_json_and_overrides(listed: dict[str, str]) -> None:
     assert (changed.max_count, changed.lists["eng"]) == (7, "other.txt")
 
 
-def test_users_are_told_what_to_do(tmp_path: Path) -> None:
+def test_users_are_told_what_to_do(listed: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs lists"):
         DirtyWords().build()
+    with pytest.raises(ValueError, match="'english' is no language"):
+        DirtyWords(lists={"english": listed["eng"]}).build()
     with pytest.raises(ValueError, match=r"cannot read its list .*absent\.txt"):
         DirtyWords(lists={"eng": str(tmp_path / "absent.txt")}).build()
     (tmp_path / "empty.txt").write_text("\n \n")

