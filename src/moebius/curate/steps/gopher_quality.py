@@ -2,10 +2,9 @@
 
 Rae et al. 2021, appendix A1.1. Words are those of `curate.text`; the rule on letters is about what
 stands between spaces. datatrove divides marks from words there and counts them, which drops one in
-ten pages of English novels; with `marks_are_words` 96% of verdicts agree with its own, without 84%
-(on articles, novels and spoilt texts). Lines are those with text. In scripts
-without spaces each character is a word and has no length to judge; a language without stop words in
-`STOP_WORDS` is not asked for any.
+ten pages of English novels: 84% of its verdicts are ours, 96% with `marks_are_words` (on articles,
+novels and spoilt texts). Lines are those with text. Where each character is a word, none has a
+length to judge; a language without stop words in `STOP_WORDS` is not asked for any.
 """
 
 import dataclasses
