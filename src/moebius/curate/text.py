@@ -4,6 +4,7 @@ A word is a run of letters, digits and inner apostrophes in scripts that put spa
 each character is one in those that do not (Han, kana, Thai, Lao, Khmer, Burmese).
 """
 
+import re
 import unicodedata
 
 import numpy as np
@@ -15,12 +16,20 @@ _WORD = regex.compile(
     rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+"
     rf"(?:['\u2019](?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+)*"
 )
-_ASCII_WORD = regex.compile(r"[A-Za-z0-9_]+(?:'[A-Za-z0-9_]+)*")
+# Latin, Greek and Cyrillic letters, punctuation and signs: there `re` finds the same words, faster.
+_OTHER = re.compile(
+    "[^\x00-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u208e\u20a0-\u20cf"
+    "\u2100-\u214f\u2190-\u23ff\u2500-\u27bf]"
+)
+_SPACED_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+_ASCII_WORD = re.compile(r"[A-Za-z0-9_]+(?:'[A-Za-z0-9_]+)*")
 
 
 def words(text: str) -> list[str]:
     """The words of a text in order, punctuation left out."""
-    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    return (_WORD if _OTHER.search(text) else _SPACED_WORD).findall(text)
 
 
 def normalised(text: str) -> str:
