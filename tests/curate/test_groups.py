@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebius.curate.groups import REPEATS, components, repeats, united
+from moebius.curate.groups import REPEATS, components, distinct, repeats, united
 
 EDGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40)
 
@@ -44,6 +44,7 @@ def test_long_paths_in_any_order() -> None:
 def test_verdicts_name_the_smallest_place(edges: list[tuple[int, int]]) -> None:
     places = [(node % 3 << 40) + node for node in range(31)]
     found = np.array([(places[a], places[b]) for a, b in edges], REPEATS)
+    assert distinct(found).tolist() == sorted(set(found.tolist()))
     verdicts = united(found)
     assert (np.diff(verdicts["place"].astype(object)) > 0).all()
     order = sorted(range(31), key=lambda node: places[node])

@@ -51,8 +51,15 @@ def bench_minhash(
     `datatrove_python` is the Python of an environment with datatrove and spaCy; without it only our
     own figures are there. Ours is the median of `repeats`.
     """
-    step = step or MinHash()
     documents = planted(texts, originals, words, seed)
+    rows = compare(step or MinHash(), documents, datatrove_python, repeats)
+    return {**machine(torch.device("cpu"), torch.float32), "rows": rows}
+
+
+def compare(
+    step: MinHash, documents: Sequence[Planted], datatrove_python: Path | None, repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each of the two, and one for each kind of edit."""
     runs = [_ours(step, documents) for _ in range(repeats)]
     ours = Found(runs[0].labels, statistics.median(run.seconds for run in runs))
     found = {"moebius": ours}
@@ -60,8 +67,7 @@ def bench_minhash(
         name, peer = _datatrove(step, documents, datatrove_python)
         found[name] = peer
     rows = [_row(name, one, documents, ours) for name, one in found.items()]
-    rows += [_edit_row(step, edit, documents, found) for edit in EDITS]
-    return {**machine(torch.device("cpu"), torch.float32), "rows": rows}
+    return rows + [_edit_row(step, edit, documents, found) for edit in EDITS]
 
 
 def _row(name: str, found: Found, documents: Sequence[Planted], ours: Found) -> dict[str, Any]:

@@ -25,6 +25,13 @@ def repeats(records: np.ndarray, columns: tuple[str, ...]) -> np.ndarray:
     return found
 
 
+def distinct(found: np.ndarray) -> np.ndarray:
+    """Findings without those that are there twice, sorted."""
+    found = found[np.lexsort((found["kept"], found["place"]))]
+    again = (found["place"][1:] == found["place"][:-1]) & (found["kept"][1:] == found["kept"][:-1])
+    return found[np.append(np.ones(min(len(found), 1), bool), ~again)]
+
+
 def by_place(found: np.ndarray) -> np.ndarray:
     """Verdicts from findings that name a document at most once."""
     return found[np.argsort(found["place"], kind="stable")]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from moebius.curate.steps.decontaminate import Decontaminate, checkable
 
 DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 FIELDS = {
-    "gsm8k": ("question", "answer"),
+    "gsm8k/test.jsonl": ("question", "answer"),
     "humaneval": ("prompt", "canonical_solution"),
     "ifeval": ("prompt",),
     "mmlu": ("question", "question+choices"),
@@ -43,8 +44,8 @@ def books() -> tuple[list[str], ...]:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case runs of ASCII letters and digits: enough to count words in these benchmarks."""
-    return "".join(c.lower() if c.isalnum() else " " for c in text.replace("'", "")).split()
+    """Runs of letters and digits: enough to count words in these benchmarks."""
+    return regex.findall(r"[^\W_]+", text.replace("'", ""))
 
 
 def respaced(text: str, draw: random.Random) -> str:

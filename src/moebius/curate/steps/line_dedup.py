@@ -60,7 +60,7 @@ class _Lines(Round):
         return found
 
     def unite(self, findings: np.ndarray) -> np.ndarray:
-        return np.unique(findings)
+        return np.unique(findings["hash"]).astype(_LINE)
 
 
 @final

@@ -13,7 +13,7 @@ import numpy as np
 
 from moebius.curate.document import Document, Dropped
 from moebius.curate.grams import gram_hashes, mix, word_hashes
-from moebius.curate.groups import repeats, united
+from moebius.curate.groups import distinct, repeats, united
 from moebius.curate.step import CorpusStep, Decision, Round, Whole, look_up
 
 _RECORD = np.dtype([("hash", "<u8"), ("place", "<u8")])
@@ -61,7 +61,7 @@ class _Bands(Round):
         return found
 
     def settle(self, records: np.ndarray) -> np.ndarray:
-        return np.unique(repeats(records, ("hash",)))
+        return distinct(repeats(records, ("hash",)))
 
     def unite(self, findings: np.ndarray) -> np.ndarray:
         return united(findings)
