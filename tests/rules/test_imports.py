@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitor": set(),
     "model": BELOW_MODEL,
     "data": BELOW_MODEL,
-    "curate": {"data"},
+    "curate": {"data", "monitor"},
     "optim": {"ops"},
     "parallel": {"ops"},
     "checkpoint": {"parallel"},
