@@ -14,6 +14,7 @@ from moebius.curate.step import Decide, Decision, Filter
 
 # C0 and C1 controls but tab and newline, soft hyphen, byte order mark, interlinear annotations
 _UNWANTED = regex.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\xad\ufeff\ufff9-\ufffb]")
+_TERMINAL = regex.compile(r"\x1b\[[0-9;]*+[A-Za-z]")
 _LINE_ENDS = regex.compile(r"\r\n|[\r\x85\u2028\u2029\x0c]")
 _TRAILING = regex.compile(r"[^\S\n]+$", regex.MULTILINE)
 
@@ -50,7 +51,8 @@ class Repair(Filter):
 
 def cleaned(text: str) -> str:
     """NFC, lines ended by newlines alone, no control characters, no trailing blanks."""
-    text = _UNWANTED.sub("", _LINE_ENDS.sub("\n", text))
+    text = _LINE_ENDS.sub("\n", _TERMINAL.sub("", text))
+    text = _UNWANTED.sub("", text)
     if not text.isascii():
         # a lone surrogate cannot be written as UTF-8
         text = text.encode("utf-8", "replace").decode()

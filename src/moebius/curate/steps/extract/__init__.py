@@ -21,7 +21,7 @@ class Extract(Filter):
     """Raw HTML -> text. Documents without raw bytes pass as they are.
 
     `seconds` is the processor time a page may take (a page that waits is given up after ten times
-    that), `memory` the address space in bytes of the child process. `markdown` marks headings,
+    that), `memory` how many bytes the child process may take for it. `markdown` marks headings,
     items, rows and code. The server's charset is read from the label `charset`, where there is one.
     """
 
@@ -35,17 +35,20 @@ class Extract(Filter):
     def __post_init__(self) -> None:
         if self.seconds <= 0:
             raise ValueError(f"seconds must be above 0, not {self.seconds}")
-        if self.memory < 256 << 20:
-            raise ValueError(f"memory must be at least {256 << 20} bytes, not {self.memory}")
+        if self.memory < 64 << 20:
+            raise ValueError(f"memory must be at least {64 << 20} bytes, not {self.memory}")
         if self.pages_per_child < 1:
             raise ValueError(f"pages_per_child must be at least 1, not {self.pages_per_child}")
+
+    def command(self) -> tuple[str, ...]:
+        """The command that runs its child process."""
+        return child_command(self.seconds, self.memory, self.markdown)
 
     def build(self) -> Decide:
         """A decision with a child process of its own. Raises ValueError without trafilatura."""
         if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
             raise ValueError("extract needs the curate extra: pip install 'moebius[curate]'")
-        command = child_command(self.seconds, self.memory, self.markdown)
-        worker = Worker(command, 10 * self.seconds, self.pages_per_child)
+        worker = Worker(self.command(), 10 * self.seconds, self.pages_per_child)
 
         def decide(document: Document) -> Decision:
             if not document.raw:

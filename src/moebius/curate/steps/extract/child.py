@@ -1,8 +1,9 @@
 """The process that extracts: reads pages from standard input, writes texts to standard output.
 
 Run as `python -m moebius.curate.steps.extract.child SECONDS MEMORY MARKDOWN`; see `worker` for the
-messages. Its address space is bounded. A page that takes too much processor time ends the process
-by the signal of the profiling timer, also within a parser written in C. It ends with its input.
+messages. Its address space may grow by MEMORY bytes. A page that takes too much processor time
+ends the process by the signal of the profiling timer, also within a parser written in C. It ends
+with its input.
 """
 
 import json
@@ -11,6 +12,7 @@ import resource
 import signal
 import struct
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
 from moebius.curate.steps.extract.page import read_page
@@ -52,6 +54,15 @@ def _received(pages: BinaryIO) -> bytes | None:
     return data if len(data) == length else None
 
 
+def _address_space() -> int:
+    """Bytes mapped so far, most of them never used: libraries reserve by the number of cores."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[0]
+    except OSError:
+        return 0
+    return int(pages) * resource.getpagesize()
+
+
 def main(arguments: list[str]) -> None:
     """Bound the process, then serve."""
     seconds, memory, markdown = float(arguments[0]), int(arguments[1]), arguments[2] == "1"
@@ -62,7 +73,8 @@ def main(arguments: list[str]) -> None:
     os.dup2(2, 1)
     read_page(b"<p>What is loaded on first use is loaded before the first page is timed.</p>")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    most = _address_space() + memory
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     serve(sys.stdin.buffer, texts, seconds, markdown)
 
 

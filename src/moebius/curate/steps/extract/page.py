@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import lxml.html
 import regex
-from lxml.etree import ErrorTypes
+from lxml.etree import ErrorTypes, ParserError, XMLSyntaxError
 from lxml.html import HtmlElement
 
 from moebius.curate.steps.extract.blocks import blocks_of
@@ -64,7 +64,13 @@ def _parsed(source: str) -> tuple[HtmlElement | None, bool]:
     parser = lxml.html.HTMLParser(
         encoding="utf-8", remove_comments=True, remove_pis=True, collect_ids=False, huge_tree=True
     )
-    tree = lxml.html.document_fromstring(data, parser=parser, ensure_head_body=True)
+    try:
+        tree = lxml.html.document_fromstring(data, parser=parser, ensure_head_body=True)
+    except ParserError:
+        return None, True
+    except XMLSyntaxError:
+        # a parser that recovers from everything gives no tree only where it gets no memory
+        raise MemoryError from None
     last = parser.error_log.last_error
     return tree, last is None or last.type != ErrorTypes.ERR_RESOURCE_LIMIT
 

@@ -138,10 +138,11 @@ class Worker:
         """The text of a page. Raises ValueError where no child can be started at all."""
         data = message(charset.encode(), raw)
         answer = self._try(data)
-        return self._try(data) or Failure(FAILED) if answer is None else answer
+        has_died = isinstance(answer, Failure) and answer.reason == FAILED and not self._children
+        return self._try(data) if has_died else answer
 
-    def _try(self, data: bytes) -> Answer | Failure | None:
-        """One try in a running child; None if the child died of something unknown."""
+    def _try(self, data: bytes) -> Answer | Failure:
+        """One try in a running child."""
         child = self._child()
         try:
             reply = json.loads(child.exchange(data, self._seconds))
@@ -150,7 +151,10 @@ class Worker:
             return Failure(TOO_LONG, "it waited")
         except _Gone:
             self._children.clear()
-            return Failure(TOO_LONG) if child.end() == -signal.SIGPROF else None
+            status = child.end()
+            if status == -signal.SIGPROF:
+                return Failure(TOO_LONG)
+            return Failure(FAILED, f"the process ended with status {status}")
         child.pages += 1
         if child.pages >= self._pages_per_child or reply["status"] == NO_MEMORY:
             _end_all(self._children)
