@@ -38,6 +38,7 @@ _BESIDE_NAMES = regex.compile(
     r"sphinxsidebar|sponsor|subscribe|tags|toc|widget)(?:$|[\s_-])",
     regex.IGNORECASE,
 )
+_LONGEST_NAME = 200
 _CONTAINERS = {"div", "section", "ul", "ol", "table", "td", "header", "form", "span"}
 _FILE_NAME = regex.compile(r"\S*\.(?:jpe?g|png|gif|svg|webp|bmp|tiff?)", regex.IGNORECASE)
 _ANCHORS = {"#", "¶", "§", "\U0001f517", "\uf0c1"}
@@ -81,7 +82,7 @@ def alternative(image: HtmlElement) -> str:
 
 @functools.lru_cache(4096)
 def _is_beside_name(name: str) -> bool:
-    return len(name) < 200 and any(
+    return any(
         token.count("-") + token.count("_") < 4 and _BESIDE_NAMES.search(token)
         for token in name.split()
     )
@@ -93,11 +94,11 @@ def _is_beside(element: HtmlElement) -> bool:
         return True
     if tag not in _CONTAINERS:
         return False
-    classes = element.get("class") or ""
+    classes = (element.get("class") or "")[:_LONGEST_NAME]
     if classes and _is_beside_name(classes):
         return True
     # the names of sections are made from their headings: "how-to-share-a-menu"
-    name = element.get("id")
+    name = (element.get("id") or "")[:_LONGEST_NAME]
     return bool(name) and tag != "section" and "section" not in classes and _is_beside_name(name)
 
 

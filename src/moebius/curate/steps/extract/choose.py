@@ -145,13 +145,14 @@ def _place(element: HtmlElement | None) -> tuple[tuple[str, str], ...]:
 
 
 def _keep_between(blocks: list[Block], kept: list[bool]) -> None:
-    """Keep headings, code, formulas and images that have kept text right before and after them."""
+    """Keep headings, code, formulas and images with kept text before and after, labels aside."""
 
     def kept_last(order: range) -> list[bool]:
         last, found = False, [False] * len(blocks)
         for i in order:
             found[i] = last
-            if blocks[i].kind not in _PASSED:
+            is_text = blocks[i].kind not in _PASSED
+            if is_text and (kept[i] or len(blocks[i].text) >= _LONG):
                 last = kept[i]
         return found
 

@@ -18,6 +18,7 @@ _DELIMITED = regex.compile(
 _STYLE = regex.compile(r"^\{\s*\\(display|text)style\s(.*)\}$", regex.DOTALL)
 # Elements that hold one formula, by a class of theirs.
 _HOLDERS = names("katex katex-display mwe-math-element math MathJax_Display MathJax")
+_HINT = regex.compile("katex|[mM]ath|mjx|mwe")
 _RENDERED = names("MathJax_Preview MathJax MathJax_Display MathJax_SVG mjx-chtml")
 _DISPLAY = names("katex-display MathJax_Display mwe-math-element-block")
 _IMAGES = names("math tex latex formula equation mwe-math-fallback-image-inline")
@@ -42,11 +43,11 @@ def formula(element: HtmlElement) -> str | None:
         return _of_mathml(element)
     if tag == "script":
         return _of_script(element)
-    classes = classes_of(element)
     if tag == "img":
-        return _of_image(element, classes)
-    if not classes or tag not in ("span", "div", "p", "eq", "nobr"):
+        return _of_image(element)
+    if tag not in ("span", "div", "p", "nobr") or not _HINT.search(element.get("class") or ""):
         return None
+    classes = classes_of(element)
     if classes & _RENDERED and _has_source(element):
         return ""
     return _of_holder(element, classes) if classes & _HOLDERS else None
@@ -82,9 +83,9 @@ def _of_script(element: HtmlElement) -> str | None:
     return _dollars(element.text or "", "mode=display" in (element.get("type") or ""))
 
 
-def _of_image(element: HtmlElement, classes: frozenset[str]) -> str | None:
+def _of_image(element: HtmlElement) -> str | None:
     alt = element.get("alt") or ""
-    if alt and classes & _IMAGES:
+    if alt and classes_of(element) & _IMAGES:
         return _dollars(alt.strip("$"), display=False)
     return None
 

@@ -1,4 +1,8 @@
-"""One page: bytes -> text and date, with nothing but the bytes to go by."""
+"""One page: bytes -> text and date, with nothing but the bytes to go by.
+
+Tags that are never closed nest deeper than parsers go; such a page is read a second time without
+the tags that only wrap.
+"""
 
 import email.utils
 from dataclasses import dataclass
@@ -14,8 +18,8 @@ from moebius.curate.steps.extract.choose import main_text
 from moebius.curate.steps.extract.render import text_of
 
 _WRAPPERS = regex.compile(
-    r"(?:</?(?:a|b|big|blockquote|center|dd|div|dl|dt|em|font|form|i|li|ol|section|small|span|strong|"
-    r"table|tbody|td|tr|u|ul)\b[^<>]*+>\s*+)++",
+    r"(?:</?(?:a|b|big|blockquote|center|dd|div|dl|dt|em|font|form|i|li|ol|section|small|span|"
+    r"strong|table|tbody|td|tr|u|ul)\b[^<>]*+>\s*+)++",
     regex.IGNORECASE,
 )
 _MATH_LOADER = regex.compile(r"mathjax|katex", regex.IGNORECASE)
