@@ -114,29 +114,35 @@ def bench_curate(
             title = f"datatrove {said['datatrove']}"
             out = home / "datatrove-all-0"
             found.append(_theirs(title, out, *costs["datatrove"], workers))
-    rows = [_row(one, found, len(corpus)) for one in found]
+    rows = [_row(one, found, len(corpus), workers) for one in found]
     facts = machine(torch.device("cpu"), torch.float32)
     notes = [*_times(found[1:]), *_differences(found)]
     return {**facts, "workers": workers, "rows": rows, "split": found[0].split, "notes": notes}
 
 
-def _row(one: Curated, found: Sequence[Curated], pages: int) -> dict[str, Any]:
-    ours, others = found[0], [other for other in found if other is not one]
-    both = [len(one.kept & other.kept) / max(len(one.kept | other.kept), 1) for other in others]
-    is_peer = one is not ours
-    return {
+def _row(one: Curated, found: Sequence[Curated], pages: int, workers: int) -> dict[str, Any]:
+    ours = found[0]
+    row = {
         "name": one.name,
         "pages": pages,
         "pages_per_second": pages / one.cost.wall,
-        "pages_per_cpu_second": pages / one.cost.cpu,
         "start_seconds": one.start.wall,
-        "pages_per_second_after_start": pages / max(one.cost.wall - one.start.wall, 1e-9),
-        "over_peer": one.cost.wall / ours.cost.wall if is_peer else None,
-        "cpu_over_peer": one.cost.cpu / ours.cost.cpu if is_peer else None,
         "kept": len(one.kept),
-        # Of what either keeps, the share that both keep.
-        "kept_by_both": both[0] if is_peer else None,
     }
+    # Where the start is most of it, the rest is noise.
+    if one.cost.wall > 2 * one.start.wall:
+        row["pages_per_second_after_start"] = pages / (one.cost.wall - one.start.wall)
+    # The processes of a pool are not children that are waited for.
+    if workers == 1:
+        row["pages_per_cpu_second"] = pages / one.cost.cpu
+    if one is ours:
+        return row
+    row["over_peer"] = one.cost.wall / ours.cost.wall
+    if workers == 1:
+        row["cpu_over_peer"] = one.cost.cpu / ours.cost.cpu
+    # Of what either keeps, the share that both keep.
+    row["kept_by_both"] = len(one.kept & ours.kept) / max(len(one.kept | ours.kept), 1)
+    return row
 
 
 def _times(peers: Sequence[Curated]) -> list[str]:
