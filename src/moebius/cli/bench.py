@@ -1,14 +1,17 @@
 """`moebius bench`: benchmarks that check the outputs agree before they time anything."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moebius.bench.attention import SHAPES as ATTENTION_SHAPES
 from moebius.bench.attention import bench_attention
+from moebius.bench.curate import bench_curate
 from moebius.bench.loader import bench_loader
 from moebius.bench.loss import SHAPES as LOSS_SHAPES
 from moebius.bench.loss import bench_loss
+from moebius.bench.minhash import bench_minhash
 from moebius.bench.moe import LOADS, bench_moe
 from moebius.bench.moe import SHAPES as MOE_SHAPES
 from moebius.bench.optimizer import bench_optimizer
@@ -190,4 +193,37 @@ def steady_bench(
     with progress_bar() as progress:
         run = run_or_default(name, overrides)
         result = bench_steady(run, steps=steps, every=every, progress=progress)
+    print_result(result, as_json, as_markdown)
+
+
+@app.command("minhash")
+def minhash_bench(
+    texts: Annotated[Path, typer.Argument(help="A folder of .txt books.")],
+    datatrove_python: Annotated[
+        Path | None, typer.Option(help="The Python of an environment with datatrove and spaCy.")
+    ] = None,
+    originals: Annotated[int, typer.Option(min=1, help="Documents before edits.")] = 4000,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Find planted near duplicates, beside datatrove: recall, false positives, documents/s."""
+    result = bench_minhash(texts, datatrove_python=datatrove_python, originals=originals)
+    print_result(result, as_json, as_markdown)
+
+
+@app.command("curate")
+def curate_bench(
+    pages: Annotated[Path, typer.Argument(help="A folder of .html(.gz) pages.")],
+    datatrove_python: Annotated[
+        Path | None, typer.Option(help="The Python of an environment with datatrove and spaCy.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of each.")] = 1,
+    times: Annotated[int, typer.Option(min=1, help="Copies of the pages in other words.")] = 3,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Curate pages from WARC to deduplicated documents, beside datatrove: pages a second."""
+    result = bench_curate(
+        pages, datatrove_python=datatrove_python, workers=workers, repeats_of_corpus=times
+    )
     print_result(result, as_json, as_markdown)

@@ -19,7 +19,8 @@ _EXAMPLES = ((8, 3), (25, 2), (150, 1))
 
 def steps_table(counted: Counted) -> str:
     """A row a step: in, out, dropped, changed, bytes, speed."""
-    head = ("step", "in", "out", "dropped", "", "changed", "bytes in", "bytes out", "docs/s", "time")
+    head = ("step", "in", "out", "dropped", "", "changed")
+    head = (*head, "bytes in", "bytes out", "docs/s", "time")
     rows = []
     for step in counted.steps:
         dropped = step.dropped_all.documents
