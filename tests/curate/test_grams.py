@@ -77,6 +77,27 @@ def test_hashes_are_equal_where_words_are(options: dict[str, bool], texts: list[
 
 
 @settings(deadline=None)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4))
+def test_lines_are_equal_where_their_words_are(texts: list[str]) -> None:
+    text = "\n".join([*texts, *texts[::-1], "a b", "b a"])
+    words = [plain_words(line, **JOINED) for line in text.split("\n")]
+    hashes, lengths = grams.line_hashes(text, **JOINED)
+    assert lengths.tolist() == [len(" ".join(line)) for line in words]
+    assert len(hashes) == len(words)
+    for (one, name), (other, other_name) in itertools.combinations(
+        zip(words, hashes.tolist(), strict=True), 2
+    ):
+        assert (one == other) == (name == other_name)
+
+
+def test_lines_go_over_blocks() -> None:
+    long = "word " * 40_000
+    hashes, lengths = grams.line_hashes(f"a\n{long}\n\n{long}b\na", **SPLIT)
+    assert lengths.tolist() == [1, len(long) - 1, 0, len(long) + 1, 1]
+    assert hashes[0] == hashes[4] and len(set(hashes.tolist())) == 4
+
+
+@settings(deadline=None)
 @given(
     words=st.lists(st.integers(0, 2), max_size=40),
     length=st.integers(1, 20),

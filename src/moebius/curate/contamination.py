@@ -1,8 +1,8 @@
 """What a text shares with benchmarks: sorted arrays of n-gram hashes, searched in numpy.
 
 Words are compared without case, accents, punctuation, apostrophes and invisible characters. A
-hyphen separates words or is not there: texts and items are looked at both ways, and with words
-joined that were divided at the end of a line.
+hyphen separates words or is not there, and so does the comma of 1,000: texts and items are looked
+at both ways, and with words joined that were divided at the end of a line.
 """
 
 import dataclasses
@@ -12,13 +12,12 @@ from typing import final
 import numpy as np
 import regex
 
-from moebius.curate.grams import excerpt, gram_hashes, word_hashes
+from moebius.curate.grams import excerpt, gram_hashes, num_letters, word_hashes
 
 _HYPHEN = "[-\u2010\u2011]"
 _AT_LINE_END = regex.compile(rf"(?<=\w){_HYPHEN}[ \t]*\r?\n\s*(?=\w)")
+_THOUSANDS = regex.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _INSIDE = regex.compile(rf"(?<=\w){_HYPHEN}(?=\w)")
-# The number of an item, and words or hashes of one of its parts.
-Owned = tuple[int, np.ndarray]
 
 
 def _words(text: str) -> np.ndarray:
@@ -30,15 +29,37 @@ def num_words(text: str) -> int:
     return len(_words(text))
 
 
-def readings(text: str) -> list[np.ndarray]:
-    """The words of each view of a text; of the text as it stands first."""
-    return [_words(view) for view in views(text)]
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A part of an item in one view: its owner's number, its words, and which of them tell much.
+
+    Numbers and single letters do not: `1, 2, 3, ...` is in many texts.
+    """
+
+    owner: int
+    words: np.ndarray
+    telling: np.ndarray
+
+    def grams(self, length: int) -> np.ndarray:
+        """The n-grams with a telling word; all of them where none has one."""
+        grams = gram_hashes(self.words, length)
+        counts = np.cumsum(np.append(0, self.telling))
+        tells = counts[length:] > counts[: len(grams)]
+        return grams[tells] if tells.any() else grams
 
 
 def views(text: str) -> list[str]:
-    """The text, and as it reads without hyphens at the ends of lines, and without any."""
-    joined = _AT_LINE_END.sub("", text)
+    """The text, without hyphens at line ends and commas in numbers, and without all hyphens."""
+    joined = _THOUSANDS.sub("", _AT_LINE_END.sub("", text))
     return list(dict.fromkeys([text, joined, _INSIDE.sub("", joined)]))
+
+
+def readings(owner: int, text: str) -> list[Reading]:
+    """Each view of a part of an item."""
+    return [
+        Reading(owner, _words(view), num_letters(view, split_apostrophes=False) > 1)
+        for view in views(text)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +110,11 @@ class _Sorted:
 
 @final
 class AnyGram:
-    """Parts of items by all their n-grams: one shared is a hit."""
+    """Parts of items by all their telling n-grams: one shared is a hit."""
 
-    def __init__(self, length: int, parts: Sequence[Owned]) -> None:
+    def __init__(self, length: int, parts: Sequence[Reading]) -> None:
         self._length = length
-        self._set = _Sorted(*_flat([(owner, gram_hashes(part, length)) for owner, part in parts]))
+        self._set = _Sorted(*_flat([(part.owner, part.grams(length)) for part in parts]))
 
     def hit(self, words: np.ndarray, view: str) -> Hit | None:
         """The first hit in a text."""
@@ -108,15 +129,16 @@ class AnyGram:
 class WholePart:
     """Parts that must be there from their first word to the last, found by their first words."""
 
-    def __init__(self, length: int, parts: Sequence[Owned]) -> None:
+    def __init__(self, length: int, parts: Sequence[Reading]) -> None:
         self._length = length
-        parts = [(owner, part) for owner, part in parts if len(part) >= length]
-        heads = [(owner, gram_hashes(part[:length], length)) for owner, part in parts]
+        parts = [part for part in parts if len(part.words) >= length]
+        heads = [(part.owner, gram_hashes(part.words[:length], length)) for part in parts]
         self._set = _Sorted(*_flat(heads))
         self._rest: dict[int, list[tuple[int, int, int]]] = {}
-        for (owner, part), (_, head) in zip(parts, heads, strict=True):
-            whole = int(gram_hashes(part, len(part))[0])
-            self._rest.setdefault(int(head[0]), []).append((len(part), whole, owner))
+        for part, (owner, head) in zip(parts, heads, strict=True):
+            count = len(part.words)
+            whole = int(gram_hashes(part.words, count)[0])
+            self._rest.setdefault(int(head[0]), []).append((count, whole, owner))
 
     def hit(self, words: np.ndarray, view: str) -> Hit | None:
         """The first hit in a text."""
@@ -133,16 +155,16 @@ class WholePart:
 class ShareOfGrams:
     """Parts of items by the share of their distinct n-grams that a text has."""
 
-    def __init__(self, length: int, parts: Sequence[Owned], ratios: Sequence[float]) -> None:
+    def __init__(self, length: int, parts: Sequence[Reading], ratios: Sequence[float]) -> None:
         self._length = length
-        grams = [np.unique(gram_hashes(part, length)) for _, part in parts]
+        grams = [np.unique(gram_hashes(part.words, length)) for part in parts]
         hashes, rows = _flat(list(enumerate(grams)))
         order = np.argsort(hashes, kind="stable")
         self._set = _Sorted(hashes, rows)
         # Who has a hash: the rows from its start to the next one's.
         self._rows = rows[order]
         self._starts = np.append(np.searchsorted(hashes[order], self._set.hashes), len(hashes))
-        self._owners = [owner for owner, _ in parts]
+        self._owners = [part.owner for part in parts]
         # A hair below, so that a ratio of 0.7 is reached by 7 of 10.
         least = np.array(ratios) * [len(one) for one in grams] - 1e-9
         self._least = np.maximum(least, 1e-9)
@@ -178,7 +200,7 @@ def first_hit(indices: Sequence[Index], text: str) -> Hit | None:
     return None
 
 
-def _flat(grams: Sequence[Owned]) -> tuple[np.ndarray, np.ndarray]:
+def _flat(grams: Sequence[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Arrays of hashes as one, and beside it who owns each."""
     if not grams:
         return np.zeros(0, np.uint64), np.zeros(0, np.int32)

@@ -9,6 +9,7 @@ marks of direction) are not there.
 
 import functools
 import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 import regex
@@ -39,7 +40,49 @@ def word_hashes(text: str, *, digits_alike: bool, split_apostrophes: bool) -> np
     Apostrophes separate words (`don't` is `don t`) or are not there (`don't` is `dont`). A word
     longer than 65,536 characters may be several.
     """
-    return _hashes(text, _table(digits_alike, split_apostrophes))
+    table = _table(digits_alike, split_apostrophes)
+    return np.concatenate([_word_hashes(*part) for part in _parts(text, table)])
+
+
+def num_letters(text: str, *, split_apostrophes: bool) -> np.ndarray:
+    """How many letters each word of a text has; digits are none."""
+    table = _table(True, split_apostrophes)
+    digit = table[ord("0")]
+    return np.concatenate(
+        [
+            np.add.reduceat((v & _CLASS >= _LETTER) & (v != digit), starts, dtype=np.int64)
+            if len(starts)
+            else np.zeros(0, np.int64)
+            for v, starts in _parts(text, table)
+        ]
+    )
+
+
+def line_hashes(
+    text: str, *, digits_alike: bool, split_apostrophes: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each line of a text its hash, uint64, and its length in words joined by spaces.
+
+    Lines end at `\\n` alone; those of the same words hash the same, those without have length 0.
+    """
+    table = _table(digits_alike, split_apostrophes)
+    num_lines = text.count("\n") + 1
+    lines, words, letters, line = [], [], [], 0
+    for values, starts in _parts(text, table):
+        ends = np.flatnonzero(values == table[ord("\n")])
+        lines.append(np.searchsorted(ends, starts) + line)
+        line += len(ends)
+        words.append(_word_hashes(values, starts))
+        if len(starts):
+            letters.append(np.add.reduceat(values & _CLASS >= _LETTER, starts, dtype=np.int64))
+    line_of = np.concatenate(lines)
+    found, first, counts = np.unique(line_of, return_index=True, return_counts=True)
+    hashes, lengths = np.zeros(num_lines, np.uint64), np.zeros(num_lines, np.int64)
+    if len(found):
+        place = (np.arange(len(line_of)) - np.repeat(first, counts)).astype(np.uint64)
+        hashes[found] = mix(np.add.reduceat(mix(np.concatenate(words) + place * _BASE), first))
+        lengths[found] = np.add.reduceat(np.concatenate(letters), first) + counts - 1
+    return hashes, lengths
 
 
 def excerpt(
@@ -95,17 +138,18 @@ def _blocks(text: str) -> list[str]:
     return [*blocks, text[start:] if start else text]
 
 
-def _hashes(text: str, table: np.ndarray) -> np.ndarray:
-    blocks = [_block(block, table) for block in _blocks(text)]
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+def _parts(text: str, table: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Block by block the characters that are something, and where words begin among them."""
+    for block in _blocks(text):
+        values = _characters(block, table)
+        if (values & _CLASS == _SEVERAL).any():
+            yield from _parts(block.translate(_folds()[2]), table)
+        else:
+            values, _ = _present(values)
+            yield values, _starts(values)
 
 
-def _block(text: str, table: np.ndarray) -> np.ndarray:
-    values = _characters(text, table)
-    if (values & _CLASS == _SEVERAL).any():
-        return _hashes(text.translate(_folds()[2]), table)
-    values, _ = _present(values)
-    starts = _starts(values)
+def _word_hashes(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     if not len(starts):
         return np.zeros(0, np.uint64)
     up, down = _powers()

@@ -128,9 +128,9 @@ def test_items_that_cannot_be_found_are_listed() -> None:
         assert len(one.uncheckable) < 5
 
 
-# --- rules, on words of one letter ----------------------------------------------------------------
+# --- rules, on few words --------------------------------------------------------------------------
 
-WORDS = st.lists(st.sampled_from("ABC"), max_size=14)
+WORDS = st.lists(st.sampled_from(["aa", "bb", "cc"]), max_size=14)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
-def built(folder: Path, parts: list[list[str]], benchmark: Benchmark) -> Decide:
-    lines = [json.dumps({"text": " ".join(part)}) for part in parts]
+def built(folder: Path, parts: list[str], benchmark: Benchmark) -> Decide:
+    lines = [json.dumps({"text": part}) for part in parts]
     (folder / "items.jsonl").write_text("\n".join(lines))
     return Decontaminate(benchmarks=(benchmark,), length=4, shortest=3).build()
 
@@ -151,7 +151,7 @@ def runs(words: list[str], length: int) -> set[tuple[str, ...]]:
 @settings(deadline=None, max_examples=60)
 @given(parts=st.lists(WORDS, min_size=1, max_size=4), text=WORDS)
 def test_any_rule(folder: Path, parts: list[list[str]], text: list[str]) -> None:
-    decide = built(folder, parts, Benchmark(str(folder), fields=("text",)))
+    decide = built(folder, [*map(" ".join, parts)], Benchmark(str(folder), fields=("text",)))
     found = any(
         bool(runs(part, 4) & runs(text, 4)) if len(part) >= 4 else tuple(part) in runs(text, 3)
         for part in parts
@@ -164,7 +164,7 @@ def test_any_rule(folder: Path, parts: list[list[str]], text: list[str]) -> None
 @given(parts=st.lists(WORDS, min_size=1, max_size=4), text=WORDS, tenths=st.integers(1, 10))
 def test_ratio_rule(folder: Path, parts: list[list[str]], text: list[str], tenths: int) -> None:
     rule = Benchmark(str(folder), fields=("text",), rule="ratio", ratio=tenths / 10)
-    decide = built(folder, parts, rule)
+    decide = built(folder, [*map(" ".join, parts)], rule)
     found = any(
         10 * len(runs(part, 3) & runs(text, 3)) >= tenths * len(runs(part, 3))
         for part in parts
@@ -176,12 +176,36 @@ def test_ratio_rule(folder: Path, parts: list[list[str]], text: list[str], tenth
 @settings(deadline=None, max_examples=60)
 @given(parts=st.lists(WORDS, min_size=1, max_size=4), text=WORDS)
 def test_exact_rule(folder: Path, parts: list[list[str]], text: list[str]) -> None:
-    decide = built(folder, parts, Benchmark(str(folder), fields=("text",), rule="exact"))
+    decide = built(
+        folder, [*map(" ".join, parts)], Benchmark(str(folder), fields=("text",), rule="exact")
+    )
     found = any(tuple(p) in runs(text, len(p)) for p in parts if len(p) >= 3)
     assert isinstance(decide(Document("d", " ".join(text))), Dropped) == found
 
 
 def test_the_detail_names_the_item_and_the_words(folder: Path) -> None:
-    decide = built(folder, [list("ABCD"), list("AABBCC")], Benchmark(str(folder), name="toy"))
-    decision = decide(Document("d", "x, y:\nA - a b.\nB c!"))
-    assert decision == Dropped("benchmark item", "toy items.jsonl#1: A - a b. B")
+    parts = ["aa bb cc dd", "aa aa bb bb cc cc"]
+    decide = built(folder, parts, Benchmark(str(folder), name="toy"))
+    decision = decide(Document("d", "x, y:\nAA - aa bb.\nBB cc!"))
+    assert decision == Dropped("benchmark item", "toy items.jsonl#1: AA - aa bb. BB")
+
+
+def test_numbers_and_letters_count_where_an_item_has_nothing_else(folder: Path) -> None:
+    text = Document("d", "1, 2, 3, 4, a, b")
+    with_words = built(folder, ["count 1 2 3 4 a b now"], Benchmark(str(folder)))
+    assert with_words(text) == text
+    assert isinstance(with_words(Document("d", "count 1 2 3")), Dropped)
+    without = built(folder, ["1 2 3 4 a"], Benchmark(str(folder)))
+    assert isinstance(without(text), Dropped)
+
+
+def test_readings_of_hyphens_and_numbers(folder: Path) -> None:
+    decide = built(folder, ["pay 1,000 to well-known people"], Benchmark(str(folder)))
+    for text in (
+        "pay 1000 to well known",
+        "1000 to wellknown people",
+        "1,000 to well-\nknown people",
+    ):
+        assert isinstance(decide(Document("d", text)), Dropped), text
+    other = Document("d", "pay 100 to well-known friends")
+    assert decide(other) == other

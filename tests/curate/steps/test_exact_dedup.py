@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from moebius.curate.document import Document, Dropped
 from moebius.curate.steps.exact_dedup import ExactDedup
-from moebius.curate.text import normalised
+from moebius.curate.text import words
 
 from ..driver import run_step
 
+ACCENTS = str.maketrans("é", "e")
 TEXTS = ["", "A b.", "a b", "a  b", "a B 1", "a b 2", "é", "e", "...", "\ud800", "c"]
 
 
@@ -26,8 +27,8 @@ def test_the_first_of_each_text_stays(
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
     decisions = run_step(ExactDedup(normalise=normalise), documents, shards, ranges)
     seen: set[str] = set()
-    for document, decision in zip(documents, decisions, strict=True):
-        name = normalised(document.text) if normalise else document.text
+    for text, document, decision in zip(texts, documents, decisions, strict=True):
+        name = " ".join(words(text.lower().translate(ACCENTS))) if normalise else text
         expected = Dropped("exact duplicate") if name and name in seen else document
         seen.add(name)
         assert type(decision) is type(expected)

@@ -1,6 +1,6 @@
 """datatrove's MinHash over documents of a .jsonl file, in a Python of its own: its pins are others.
 
-`python -I datatrove_minhash.py DOCUMENTS FOLDER '{"shingle": 5, "bands": 14, "rows": 8, "seed": 1}'`
+`python -I datatrove_minhash.py DOCUMENTS FOLDER '{"shingle": 5, "bands": 14, "rows": 8, ...}'`
 prints a line of JSON: each document's cluster (-1: none), CPU seconds by stage, the version. One
 worker, the stages as its own pipelines run them; nothing here imports moebius.
 """

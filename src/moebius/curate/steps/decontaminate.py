@@ -13,7 +13,7 @@ from moebius.curate.benchmarks import Benchmark, items
 from moebius.curate.contamination import (
     AnyGram,
     Index,
-    Owned,
+    Reading,
     ShareOfGrams,
     WholePart,
     first_hit,
@@ -48,24 +48,24 @@ class Decontaminate(Filter):
     def build(self) -> Decide:
         """The decision, with all benchmarks read."""
         names: list[str] = []
-        by_gram: list[Owned] = []
-        whole: list[Owned] = []
-        shares: list[Owned] = []
+        by_gram: list[Reading] = []
+        whole: list[Reading] = []
+        shares: list[Reading] = []
         ratios: list[float] = []
         for benchmark in self.benchmarks:
             for item in items(benchmark):
                 owner = len(names)
                 names.append(item.name)
-                for words in (words for part in item.parts for words in readings(part)):
-                    if len(words) < self.shortest:
+                for one in (one for part in item.parts for one in readings(owner, part)):
+                    if len(one.words) < self.shortest:
                         continue
                     if benchmark.rule == "ratio":
-                        shares.append((owner, words))
+                        shares.append(one)
                         ratios.append(benchmark.ratio)
-                    elif benchmark.rule == "any" and len(words) >= self.length:
-                        by_gram.append((owner, words))
+                    elif benchmark.rule == "any" and len(one.words) >= self.length:
+                        by_gram.append(one)
                     else:
-                        whole.append((owner, words))
+                        whole.append(one)
         indices: list[Index] = []
         if by_gram:
             indices.append(AnyGram(self.length, by_gram))

@@ -1,7 +1,7 @@
 """Exact deduplication over the whole corpus: of documents of the same text the first is kept.
 
-Texts are compared by 128-bit hashes (xxh3), byte by byte or as their normalised words; pages not
-yet extracted by their bytes.
+Texts are compared by 128-bit hashes (xxh3), byte by byte or word by word; pages not yet extracted
+by their bytes.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import numpy as np
 import xxhash
 
 from moebius.curate.document import Document, Dropped
+from moebius.curate.grams import word_hashes
 from moebius.curate.groups import by_place, repeats
 from moebius.curate.step import CorpusStep, Decision, Round, Whole, look_up
-from moebius.curate.text import normalised
 
 _RECORD = np.dtype([("hash", "<u8"), ("check", "<u8"), ("place", "<u8")])
 
@@ -25,12 +25,16 @@ class _Texts(Round):
 
     def records(self, document: Document, place: int, known: np.ndarray | None) -> np.ndarray:
         """The text's hash, 128 bits; nothing where there is no text."""
-        text = normalised(document.text) if self._normalise else document.text
-        data = document.raw or text.encode("utf-8", "surrogatepass")
+        data = document.raw or self._compared(document.text)
         if not data:
             return np.zeros(0, _RECORD)
         check, name = divmod(xxhash.xxh3_128_intdigest(data), 1 << 64)
         return np.array([(name, check, place)], _RECORD)
+
+    def _compared(self, text: str) -> bytes:
+        if self._normalise:
+            return word_hashes(text, digits_alike=False, split_apostrophes=False).tobytes()
+        return text.encode("utf-8", "surrogatepass")
 
     def settle(self, records: np.ndarray) -> np.ndarray:
         return repeats(records, ("hash", "check"))
@@ -56,8 +60,8 @@ class _FirstOfText(Whole):
 class ExactDedup(CorpusStep):
     """Keep the first document of each text.
 
-    With `normalise`, texts are the same that have the same words but for case, accents and digits.
-    Empty ones pass.
+    With `normalise`, texts are the same that have the same words but for case and accents; numbers
+    count, unlike in `minhash`. Empty texts pass.
     """
 
     normalise: bool = False

@@ -1,8 +1,8 @@
 """Line deduplication over the whole corpus: lines seen too often are removed wherever they stand.
 
 Llama 3 (section 3.1.1), after ccNet: a line that occurs more than 6 times in a bucket of 30M
-documents goes. What is counted are occurrences of the normalised line, several in one document and
-over documents alike.
+documents goes. Lines of the same words but for case, accents and digits are the same; what counts
+is how often they occur, several times in one document and over documents alike.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ from typing import final
 import numpy as np
 
 from moebius.curate.document import Document, Dropped, Kind
+from moebius.curate.grams import line_hashes, mix
 from moebius.curate.step import CorpusStep, Decision, Round, Whole
-from moebius.curate.text import hash_of, normalised, words
+from moebius.curate.text import hash_of, words
 
 _RECORD = np.dtype([("hash", "<u8"), ("count", "<u8")])
 _LINE = np.dtype([("hash", "<u8")])
@@ -23,21 +24,17 @@ class _Lines(Round):
     def __init__(self, config: "LineDedup") -> None:
         self._config = config
 
-    def hashes(self, document: Document) -> tuple[list[str], np.ndarray]:
-        """All lines, and the hashes of those that count; 0 for the protected ones."""
+    def hashes(self, document: Document) -> np.ndarray:
+        """The hash of each line; 0 for the protected ones."""
         config = self._config
-        name = f"{document.source}\0{document.key}"
-        bucket = hash_of(name) % config.buckets
-        lines = document.text.split("\n")
-        hashes = np.zeros(len(lines), np.uint64)
-        for index, line in enumerate(lines):
-            if len(line) and len(plain := normalised(line)) >= config.min_characters:
-                hashes[index] = hash_of(plain, bucket) or 1
-        return lines, hashes
+        bucket = hash_of(f"{document.source}\0{document.key}") % config.buckets
+        hashes, lengths = line_hashes(document.text, digits_alike=True, split_apostrophes=False)
+        counted = lengths >= max(config.min_characters, 1)
+        return mix(hashes + np.uint64(bucket)) * counted
 
     def records(self, document: Document, place: int, known: np.ndarray | None) -> np.ndarray:
         """Each line with its occurrences in the document."""
-        _, hashes = self.hashes(document)
+        hashes = self.hashes(document)
         lines, counts = np.unique(hashes[hashes != 0], return_counts=True)
         found = np.zeros(len(lines), _RECORD)
         found["hash"], found["count"] = lines, counts
@@ -73,12 +70,13 @@ class _WithoutRepeated(Whole):
     def apply(self, document: Document, place: int, verdicts: np.ndarray) -> Decision:
         if not len(verdicts):
             return document
-        lines, hashes = self._lines.hashes(document)
+        hashes = self._lines.hashes(document)
         often = verdicts["hash"]
         index = np.minimum(np.searchsorted(often, hashes), len(often) - 1)
         repeated = (often[index] == hashes) & (hashes != 0)
         if not repeated.any():
             return document
+        lines = document.text.split("\n")
         text = "\n".join(lines[i] for i in np.flatnonzero(~repeated)).strip("\n")
         if len(words(text)) < self._config.min_words:
             return Dropped("only repeated lines", f"{int(repeated.sum())} of {len(lines)} lines")
@@ -90,10 +88,11 @@ class _WithoutRepeated(Whole):
 class LineDedup(CorpusStep):
     """Remove lines that occur more than `max_count` times, every time they occur.
 
-    Lines of fewer than `min_characters` after normalisation stay; a document left with fewer than
-    `min_words` words is dropped. `buckets` divides the corpus, by documents' names, into parts that
-    count on their own: raise it so that a part has about 30 million documents at most, for in a
-    larger one even good lines occur 7 times. Code is left alone unless `kinds` says otherwise.
+    Lines whose words, joined by spaces, have fewer than `min_characters` stay; a document left with
+    fewer than `min_words` words is dropped. `buckets` divides the corpus, by documents' names, into
+    parts that count on their own: raise it so that a part has about 30 million documents at most,
+    for in a larger one even good lines occur 7 times. Code is left alone unless `kinds` says
+    otherwise.
     """
 
     kinds: tuple[Kind, ...] = ("web", "prose")
