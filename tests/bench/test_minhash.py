@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moebius.bench.minhash import Found, _caught, _false, compare, similarity
+from moebius.bench.minhash import Found, _caught, _false, _gain, compare, similarity
 from moebius.bench.planted import EDITS, Planted, planted
 from moebius.curate.steps.minhash import MinHash
 
@@ -61,6 +61,8 @@ def test_counts() -> None:
     assert _caught(found, documents) == [True, False]
     assert _caught(found, documents, "y") == [False]
     assert _false(found, documents) == 2
+    gain = _gain([True, True, False, True], [True, False, False, False])
+    assert gain == pytest.approx({"gain": 0.5, "interval": 1.96 * 0.5 / 2})
     assert similarity(MinHash(shingle=2), "a b c", "B, c d") == pytest.approx(1 / 3)
 
 

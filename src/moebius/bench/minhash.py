@@ -78,6 +78,7 @@ def _row(name: str, found: Found, documents: Sequence[Planted], ours: Found) -> 
         "recall": float(np.mean(_caught(found, documents))),
         "false_positives": _false(found, documents),
         "planted": sum(bool(document.edit) for document in documents),
+        **({} if found is ours else _gain(_caught(ours, documents), _caught(found, documents))),
     }
 
 
@@ -88,15 +89,21 @@ def _edit_row(
     texts = {document.source: document.text for document in documents if not document.edit}
     alike = [similarity(step, d.text, texts[d.source]) for d in documents if d.edit == edit]
     expected = 1 - (1 - np.array(alike) ** step.rows) ** step.bands
-    recalls = [float(np.mean(_caught(one, documents, edit))) for one in found.values()]
+    caught = [_caught(one, documents, edit) for one in found.values()]
     return {
         "name": edit,
         "planted": len(alike),
         "similarity": float(np.mean(alike)),
         "expected": float(np.mean(expected)),
-        "recall": recalls[0],
-        "recall_of_peer": recalls[1] if len(recalls) > 1 else None,
+        "recall": float(np.mean(caught[0])),
+        **({"recall_of_peer": float(np.mean(caught[1])), **_gain(*caught)} if caught[1:] else {}),
     }
+
+
+def _gain(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, float]:
+    """How much higher our recall is, pair by pair, and half of its 95% confidence interval."""
+    gains = np.array(ours, np.float64) - np.array(theirs, np.float64)
+    return {"gain": float(gains.mean()), "interval": float(1.96 * gains.std() / len(gains) ** 0.5)}
 
 
 def similarity(step: MinHash, one: str, other: str) -> float:
