@@ -3,6 +3,7 @@
 `pip install 'moebius[ray]'`. Without an address a cluster of this machine is started for the run.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,13 +23,13 @@ class Ray(Engine):
         self._ray: Any = ray
         self._workers = workers
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
                 num_cpus=workers,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
 
     def run(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
