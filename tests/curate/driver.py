@@ -56,8 +56,11 @@ def run_round(
     records = in_order(np.concatenate(parts))
     edges = [(1 << 64) * index // ranges for index in range(1, ranges)]
     cuts = np.searchsorted(records["hash"], np.array(edges, np.uint64))
-    findings = [one.settle(frozen(part)) for part in np.split(records, cuts)]
-    verdicts = one.unite(frozen(np.concatenate(findings)))
+    findings: list[np.ndarray] = []
+    for part in np.split(records, cuts):
+        together = np.concatenate([*findings, one.settle(frozen(part))])
+        findings = [frozen(one.condense(frozen(together)))]
+    verdicts = one.unite(findings[0])
     first = (verdicts.dtype.names or ("",))[0]
     return frozen(verdicts[np.argsort(verdicts[first], kind="stable")])
 

@@ -138,6 +138,7 @@ def test_a_step_pays_only_for_certain() -> None:
         }
 
     rows = [row("all", 0, 0), row("a", 0.1, 0.1001), row("b", 0.1, -0.1), row("c", -0.1, -0.1001)]
+    rows.append(row("d", 0, 0))
     shown = table({"arms": rows}).splitlines()[2:]
     ends = [line.strip("| ").rpartition("|")[2].strip() for line in shown[1:]]
-    assert ends == ["yes", "undecided", "no: it costs"]
+    assert ends == ["yes", "undecided", "no: it costs", "the same documents are kept"]

@@ -13,7 +13,7 @@ from moebius.curate.step import Round
 BUCKETS = 4096
 RUN_BYTES = 16 << 20
 # A settling task takes about this many bytes of records.
-RANGE_BYTES = 32 << 20
+RANGE_BYTES = 16 << 20
 
 
 def sort_records(records: np.ndarray) -> np.ndarray:

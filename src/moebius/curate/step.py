@@ -63,6 +63,10 @@ class Step(Variant, ABC):
         """Whether the step looks at this document."""
         return document.kind in self.kinds and (not self.sources or document.source in self.sources)
 
+    @abstractmethod
+    def build(self) -> "Decide | Whole":
+        """What the step does, with its lists and models loaded."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Filter(Step, ABC):
@@ -98,8 +102,12 @@ class Round(ABC):
         Findings are records of any dtype. Equal hashes are never split over two calls.
         """
 
+    def condense(self, findings: np.ndarray) -> np.ndarray:
+        """Fewer findings that mean the same; called as each range's are added to those before."""
+        return findings
+
     def unite(self, findings: np.ndarray) -> np.ndarray:
-        """All findings of the round -> its verdicts. Kept sorted by the first field."""
+        """All findings of the round, condensed -> its verdicts. Kept sorted by the first field."""
         return findings
 
 

@@ -279,11 +279,16 @@ def do_union(item: UnionWork) -> UnionWork:
     if final.exists():
         return item
     folder = item.place.round(item.step, item.round)
-    found = [np.load(folder / f"found-{i:04d}.npy") for i in range(item.ranges)]
-    if not sum(len(part) for part in found):
+    round_ = item.place.whole(item.step).rounds[item.round]
+    found: np.ndarray | None = None
+    for i in range(item.ranges):
+        part = np.load(folder / f"found-{i:04d}.npy")
+        if len(part):
+            found = round_.condense(part if found is None else np.concatenate([found, part]))
+    if found is None:
         _save(final, np.zeros(0, [("hash", np.uint64)]))
         return item
-    verdicts = item.place.whole(item.step).rounds[item.round].unite(np.concatenate(found))
+    verdicts = round_.unite(found)
     first = (verdicts.dtype.names or ("",))[0]
     _save(final, verdicts[np.argsort(verdicts[first], kind="stable")])
     return item

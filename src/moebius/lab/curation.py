@@ -17,6 +17,7 @@ from typing import Any
 
 from moebius.checkpoint.files import replace_file
 from moebius.curate.config import Curation
+from moebius.curate.document import Document
 from moebius.curate.pipeline import curate
 from moebius.curate.plan import step_name
 from moebius.curate.shards import read_documents
@@ -161,7 +162,7 @@ def _arm(
             sizes = [len(part.encode()) for part in parts]
             total = math.fsum(b * n for b, n in zip(bits, sizes, strict=True))
             found[title].append(total / sum(sizes))
-    kinds = Counter(_kind(d.key) for p in _parts(place) for d in read_documents(p))
+    kinds = Counter(_kind(d) for p in _parts(place) for d in read_documents(p))
     return {
         "arm": name,
         "documents": counts["kept"]["documents"],
@@ -172,9 +173,9 @@ def _arm(
     }
 
 
-def _kind(key: str) -> str:
-    """`dirty.jsonl#near-17` -> near; other keys have no kind."""
-    kind, dash, number = key.rpartition("#")[2].rpartition("-")
+def _kind(document: Document) -> str:
+    """What `moebius lab dirt` said of a page in its id, `near-17`; other documents have no kind."""
+    kind, dash, number = document.labels.get("id", "").rpartition("-")
     return kind if dash and number.isdigit() else "document"
 
 
@@ -234,6 +235,8 @@ def _pays(row: Mapping[str, Any]) -> str:
     if row["arm"] == "all":
         return ""
     found = list(row["loses"].values())
+    if not any(any(each.values()) for each in found):
+        return "the same documents are kept"
     if any(each["low"] is None for each in found):
         return "one seed says nothing"
     if all(each["low"] > 0 for each in found):

@@ -19,6 +19,8 @@ from moebius.curate.read.streams import DAMAGED, ENDINGS, TOO_MUCH, Damaged, Too
 WARCS = tuple(f".warc{ending}" for ending in ENDINGS)
 _PAGES = ("response", "resource")
 _OTHERS = ("request", "metadata", "warcinfo", "revisit", "conversion", "continuation")
+# What a server says of a page; `extract` tries it after what the bytes say.
+_CHARSET = re.compile(r"charset=[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,9})?)?Z?)?)?)?")
 
 
@@ -68,6 +70,7 @@ class Warc(Reader):
         if reason := not_html(page, inner or ("" if "http" in declared.lower() else declared)):
             return Unread(key, reason, record.size)
         date = headers.get("warc-date", "")
+        charset = _CHARSET.search(inner)
         return Document(
             key,
             "",
@@ -76,4 +79,5 @@ class Warc(Reader):
             raw=page,
             url=clean_url(headers.get("warc-target-uri", "")) or page_url(page),
             date=date if _DATE.fullmatch(date) else "",
+            labels={"charset": charset[1].lower()} if charset else {},
         )

@@ -63,6 +63,9 @@ class _Bands(Round):
     def settle(self, records: np.ndarray) -> np.ndarray:
         return distinct(repeats(records, ("hash",)))
 
+    def condense(self, findings: np.ndarray) -> np.ndarray:
+        return united(findings)
+
     def unite(self, findings: np.ndarray) -> np.ndarray:
         return united(findings)
 

@@ -57,8 +57,13 @@ def _is_huge(tree: HtmlElement, blocks: list[Block]) -> bool:
 
 
 def _article(tree: HtmlElement, precise: bool) -> str:
+    # Without `fast` other extractors have their say; F1 is the same, the time a quarter more.
     text = trafilatura.extract(
-        tree, favor_precision=precise, favor_recall=not precise, include_comments=False
+        tree,
+        fast=True,
+        favor_precision=precise,
+        favor_recall=not precise,
+        include_comments=False,
     )
     return text or ""
 
