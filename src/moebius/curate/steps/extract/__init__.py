@@ -13,7 +13,7 @@ from moebius.curate.document import Document, Dropped, Kind
 from moebius.curate.step import Decide, Decision, Filter
 from moebius.curate.steps.extract.worker import Failure, Worker, child_command
 
-_PACKAGES = ("lxml", "trafilatura")
+_PACKAGES = ("lxml", "lxml_html_clean", "trafilatura")
 
 
 @dataclasses.dataclass(frozen=True)
