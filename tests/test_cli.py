@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moebius.recipes import TABLE
+from moebius.recipes import CURATIONS, TABLE
 
 from .running import RECIPES, Outcome, Place, finished, lines, tree
 
@@ -247,7 +247,8 @@ def test_no_runs(empty: Place) -> None:
 
 def test_recipes_are_listed(empty: Place) -> None:
     rows = empty.cli("recipes", "--json").data()
-    assert {row["name"] for row in rows} == set(TABLE) and all(row["what"] for row in rows)
+    assert {row["name"] for row in rows} == {*TABLE, *CURATIONS}
+    assert all(row["what"] for row in rows)
     assert "quickstart" in empty.cli("recipes").out
 
 
