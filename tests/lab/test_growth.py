@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from moebius.lab.growth import arms_of, growth_experiment, paired, small, student_t
+from moebius.lab.growth import arms_of, growth_experiment, paired, small
+from moebius.lab.interval import student_t
 from moebius.model.count import count_config
 from moebius.train.run import Run
 

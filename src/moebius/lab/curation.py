@@ -25,7 +25,7 @@ from moebius.curate.steps.extract import Extract
 from moebius.data.config import DataConfig
 from moebius.data.tokenizer import train_tokenizer
 from moebius.lab.dirt import texts_of
-from moebius.lab.growth import student_t
+from moebius.lab.interval import interval
 from moebius.lab.loss_scorer import LossScorer
 from moebius.lab.trained import UNJUDGED, train_in
 from moebius.model.block.prenorm import PreNorm
@@ -186,7 +186,7 @@ def _result(
     whole = rows[0]
     for row in rows:
         row["loses"] = {
-            title: interval([a - b for a, b in zip(row["by_seed"][title], values, strict=True)])
+            title: _costs([a - b for a, b in zip(row["by_seed"][title], values, strict=True)])
             for title, values in whole["by_seed"].items()
         }
     tokens = ablation.run.steps * ablation.run.tokens_per_step()
@@ -199,14 +199,8 @@ def _result(
     }
 
 
-def interval(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean of paired differences with its 95% confidence interval (Student's t; None for one)."""
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return {"mean": mean, "low": None, "high": None}
-    reach = statistics.stdev(differences) / math.sqrt(len(differences))
-    reach *= student_t(len(differences) - 1)
-    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+def _costs(differences: Sequence[float]) -> dict[str, float | None]:
+    return dict(zip(("mean", "low", "high"), interval(differences), strict=True))
 
 
 def table(result: Mapping[str, Any]) -> str:

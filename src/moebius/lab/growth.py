@@ -8,8 +8,6 @@ steps. Arms of one seed share the order of the data, so differences are paired.
 
 import dataclasses
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from moebius.checkpoint.files import replace_file
 from moebius.data.config import DataConfig
 from moebius.lab.grow import grow
+from moebius.lab.interval import interval
 from moebius.lab.stack import stacked
 from moebius.lab.trained import check_unbegun, train_in
 from moebius.model.block.prenorm import PreNorm
@@ -185,40 +184,14 @@ def paired(differences: Sequence[float], name: str = "grown") -> dict[str, Any]:
 
     `name` is what stands before the minus, for the sentence that says it.
     """
-    mean, low, high = statistics.fmean(differences), None, None
-    if len(differences) > 1:
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
-        reach = error * student_t(len(differences) - 1)
-        low, high = mean - reach, mean + reach
+    mean, low, high = interval(differences)
     says = "undecided"
     if low is not None and high is not None and not low <= 0 <= high:
         says = f"{name} is {'lower' if mean < 0 else 'higher'}"
-    interval = "" if low is None else f", 95% interval {low:+.4f} to {high:+.4f}"
+    span = "" if low is None else f", 95% interval {low:+.4f} to {high:+.4f}"
     return {
         "mean": mean,
         "ci95": None if low is None else [low, high],
         "pairs": len(differences),
-        "says": f"{mean:+.4f} nats a token{interval}: {says}",
+        "says": f"{mean:+.4f} nats a token{span}: {says}",
     }
-
-
-def student_t(freedom: int, confidence: float = 0.95) -> float:
-    """The t that a Student variable of so many degrees of freedom stays within, by confidence.
-
-    With t = sqrt(v) tan(a) the density is C cos(a)^(v - 1): Simpson's rule inside a bisection.
-    """
-    if freedom < 1:
-        raise ValueError(f"Student's t needs at least one degree of freedom, not {freedom}")
-    log_c = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi) / 2
-
-    def inside(angle: float, pieces: int = 2000) -> float:
-        heights = (math.cos(angle * i / pieces) ** (freedom - 1) for i in range(pieces + 1))
-        weights = (1 if i in (0, pieces) else 2 + 2 * (i % 2) for i in range(pieces + 1))
-        area = sum(w * h for w, h in zip(weights, heights, strict=True)) * angle / pieces / 3
-        return 2 * math.exp(log_c) * area
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)

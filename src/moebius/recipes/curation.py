@@ -14,6 +14,7 @@ from moebius.curate.config import Curation
 from moebius.curate.mix import Group, Mix
 from moebius.curate.read.pages import Pages
 from moebius.curate.read.repository import Repository
+from moebius.curate.read.row import Fields
 from moebius.curate.read.rows import Rows
 from moebius.curate.read.warc import Warc
 from moebius.curate.step import Step
@@ -100,5 +101,5 @@ def dirtied() -> Curation:
         GopherQuality(),
         UnusualTokens(),
     )
-    source = Rows(path="dirty.jsonl", name="dirty", id_field="id")
+    source = Rows(path="dirty.jsonl", name="dirty", fields=Fields(id="id"))
     return Curation(name="dirtied", sources=(source,), steps=steps)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moebius.curate.read.hub import Hub
+from moebius.curate.read.row import Fields
 
 from .reading import read_all, reasons
 
@@ -38,7 +39,7 @@ def test_a_folder_in_shards(folder: Path, prefix: str) -> None:
 
 def test_one_saved_to_disk(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
-    documents, unread = read_all(Hub(path=f"hf:{tmp_path / 'saved'}", url_field=""))
+    documents, unread = read_all(Hub(path=f"hf:{tmp_path / 'saved'}", fields=Fields(url="")))
     assert [(d.text, d.url) for d in documents] == [(row["text"], "") for row in ROWS]
     assert not unread
 
@@ -55,6 +56,6 @@ def test_mistakes_of_the_user(folder: Path) -> None:
         with pytest.raises(ValueError, match="neither hf:OWNER/NAME nor a folder"):
             Hub(path=path).tasks(1)
     with pytest.raises(ValueError, match="has no field body, only text, url"):
-        Hub(path=str(folder), text_field="body").tasks(1)
+        Hub(path=str(folder), fields=Fields(text="body")).tasks(1)
     with pytest.raises(ValueError, match="not both"):
-        Hub(text_field="a", html_field="b")
+        Hub(fields=Fields(text="a", html="b"))

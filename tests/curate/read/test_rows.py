@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from moebius.curate.document import Document, Unread
 from moebius.curate.read import LIMIT
+from moebius.curate.read.row import Fields
 from moebius.curate.read.rows import Rows
 
 from .reading import packed, page, read_all, reasons, shared
@@ -55,11 +56,7 @@ def test_named_fields(tmp_path: Path) -> None:
     write(tmp_path, [row | {"n": 7, "text": "not this"}], ".jsonl")
     reader = Rows(
         path=str(tmp_path),
-        text_field="body",
-        url_field="link",
-        date_field="when",
-        language_field="l",
-        id_field="n",
+        fields=Fields(text="body", url="link", date="when", language="l", id="n"),
     )
     (document,) = read_all(reader)[0]
     assert document == Document(
@@ -71,20 +68,20 @@ def test_named_fields(tmp_path: Path) -> None:
         labels={"id": "7"},
     )
     with pytest.raises(ValueError, match="not both"):
-        Rows(text_field="a", html_field="b")
+        Rows(fields=Fields(text="a", html="b"))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_pages_in_rows(tmp_path: Path, ending: str) -> None:
     write(tmp_path, [{"html": page(str(i)).decode()} for i in range(3)], ending)
-    documents, _ = read_all(Rows(path=str(tmp_path), html_field="html"))
+    documents, _ = read_all(Rows(path=str(tmp_path), fields=Fields(html="html")))
     assert [(d.raw, d.text) for d in documents] == [(page(str(i)), "") for i in range(3)]
 
 
 def test_cells_of_bytes_and_times(tmp_path: Path) -> None:
     when = datetime.datetime(2024, 1, 2, 3, 4, 5)
     write(tmp_path, [{"html": b"<p>\xff", "date": when, "url": None}], ".parquet")
-    (document,) = read_all(Rows(path=str(tmp_path), html_field="html"))[0]
+    (document,) = read_all(Rows(path=str(tmp_path), fields=Fields(html="html")))[0]
     assert (document.raw, document.date, document.url) == (b"<p>\xff", "2024-01-02T03:04:05", "")
 
 
@@ -101,7 +98,7 @@ def test_odd_values_of_other_fields_do_no_harm(tmp_path: Path) -> None:
         {"text": "c \ud83d\ude00 \ud800", "url": "http://x.example/" + "y" * 99_999},
     ]
     write(tmp_path, rows, ".jsonl")
-    documents, unread = read_all(Rows(path=str(tmp_path), id_field="id"))
+    documents, unread = read_all(Rows(path=str(tmp_path), fields=Fields(id="id")))
     assert [d.text for d in documents] == ["a", "b", "c \U0001f600 \ufffd"] and not unread
     assert [(d.date, d.language, dict(d.labels)) for d in documents] == [("", "", {})] * 3
     assert len(documents[2].url) == 8192
@@ -213,7 +210,7 @@ def test_row_groups_that_swell_are_not_decoded(tmp_path: Path) -> None:
 
 def test_a_public_benchmark_in_lines() -> None:
     path = shared("eval/humaneval/HumanEval.jsonl.gz")
-    documents, unread = read_all(Rows(path=str(path), text_field="prompt", id_field="task_id"))
+    documents, unread = read_all(Rows(path=str(path), fields=Fields(text="prompt", id="task_id")))
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     assert [(d.text, d.labels["id"]) for d in documents] == [
         (row["prompt"], row["task_id"]) for row in rows

@@ -22,27 +22,7 @@ class Hub(Reader):
     """Rows of `hf:OWNER/NAME` or of a folder, with fields as `Rows` has them."""
 
     subset: str = ""
-    text_field: str = ""
-    html_field: str = ""
-    url_field: str = "url"
-    date_field: str = "date"
-    language_field: str = "language"
-    id_field: str = ""
-
-    def __post_init__(self) -> None:
-        if self.text_field and self.html_field:
-            raise ValueError("give text_field or html_field, not both")
-
-    @property
-    def fields(self) -> Fields:
-        return Fields(
-            self.text_field,
-            self.html_field,
-            self.url_field,
-            self.date_field,
-            self.language_field,
-            self.id_field,
-        )
+    fields: Fields = Fields()
 
     @property
     def place(self) -> str:

@@ -21,10 +21,14 @@ class Fields:
 
     text: str = ""
     html: str = ""
-    url: str = ""
-    date: str = ""
-    language: str = ""
+    url: str = "url"
+    date: str = "date"
+    language: str = "language"
     id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.text and self.html:
+            raise ValueError("give a field of text or of html, not both")
 
     @property
     def needed(self) -> tuple[str, ...]:

@@ -23,32 +23,12 @@ LINE_LIMIT = 2 * LIMIT
 
 @dataclass(frozen=True)
 class Rows(Reader):
-    """Rows with a field of text (`text`, else `content`) or, by `html_field`, of a raw page.
+    """Rows with a text, or with a raw page where `fields.html` names one.
 
-    Other fields are taken where a row has them; `id_field` becomes the label `id`.
+    Other fields are taken where a row has them; `fields.id` becomes the label `id`.
     """
 
-    text_field: str = ""
-    html_field: str = ""
-    url_field: str = "url"
-    date_field: str = "date"
-    language_field: str = "language"
-    id_field: str = ""
-
-    def __post_init__(self) -> None:
-        if self.text_field and self.html_field:
-            raise ValueError("give text_field or html_field, not both")
-
-    @property
-    def fields(self) -> Fields:
-        return Fields(
-            self.text_field,
-            self.html_field,
-            self.url_field,
-            self.date_field,
-            self.language_field,
-            self.id_field,
-        )
+    fields: Fields = Fields()
 
     def tasks(self, task_bytes: int) -> tuple[list[Task], list[Unread]]:
         files, unread = find_files(self.path, by_ending(ROWS), ", ".join(ROWS))

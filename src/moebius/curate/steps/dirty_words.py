@@ -43,7 +43,7 @@ class DirtyWords(Filter):
         if not self.lists:
             raise ValueError("dirty_words needs lists, a file of words for each language")
         counts = {
-            macro_of(code_of(language)): _load(path, self.ignored)
+            macro_of(code_of(language)): load_list(path, self.ignored)
             for language, path in self.lists.items()
         }
 
@@ -64,7 +64,8 @@ class DirtyWords(Filter):
         return decide
 
 
-def _load(path: str, ignored: tuple[str, ...]) -> Count:
+def load_list(path: str, ignored: tuple[str, ...]) -> Count:
+    """What counts the matches of a list; ValueError where its file cannot be read or is empty."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from moebius.curate.addresses import site_of
 from moebius.curate.document import Document, Dropped, Kind
 from moebius.curate.private import find
 from moebius.curate.step import CorpusStep, Decision, Round, Whole, look_up
-from moebius.curate.steps.dirty_words import IGNORED, Count, _load
+from moebius.curate.steps.dirty_words import IGNORED, Count, load_list
 from moebius.curate.text import hash_of, words
 
 # What the pages of a site add up to.
@@ -49,7 +49,7 @@ class SiteDensity(CorpusStep):
 
 class _Sites(Whole):
     def __init__(self, config: SiteDensity) -> None:
-        counts = {language: _load(path, IGNORED) for language, path in config.lists.items()}
+        counts = {language: load_list(path, IGNORED) for language, path in config.lists.items()}
         self.rounds = (_Adding(config, counts),)
 
     def apply(self, document: Document, place: int, verdicts: np.ndarray) -> Decision:

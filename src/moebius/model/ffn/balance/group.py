@@ -23,10 +23,9 @@ class GroupLoss(BalanceConfig):
         groups = layout.num_ffn if self.groups is None else self.groups
         if groups < 1 or layout.num_ffn % groups:
             raise ValueError(f"groups ({groups}) must divide the {layout.num_ffn} FFN experts")
-        size = layout.num_ffn // groups
-        slices = [slice(start, start + size) for start in range(0, layout.num_ffn, size)]
+        sizes = [layout.num_ffn // groups] * groups
         target = [layout.ffn_per_token / groups] * groups
         if layout.num_zero:
-            slices.append(slice(layout.num_ffn, layout.num_outputs))
+            sizes.append(layout.num_zero)
             target.append(layout.top_k - layout.ffn_per_token)
-        return LoadLoss(self.coefficient, self.scope, slices, target)
+        return LoadLoss(self.coefficient, self.scope, sizes, target)

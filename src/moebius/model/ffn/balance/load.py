@@ -25,43 +25,50 @@ class LoadLoss(BalanceRule):
 
     load: Tensor
 
-    def __init__(self, coefficient: float, scope: Scope, groups: list[slice], target: list[float]):
+    def __init__(
+        self, coefficient: float, scope: Scope, sizes: list[int], target: list[float]
+    ) -> None:
+        """`sizes` of consecutive groups, which together are all router outputs."""
         super().__init__()
-        self.coefficient, self.scope, self.groups = coefficient, scope, groups
+        self.coefficient, self.scope = coefficient, scope
+        groups = torch.eye(len(sizes), dtype=torch.float64)
+        rows = [group_J.expand(size, -1) for group_J, size in zip(groups, sizes, strict=True)]
+        self.register_buffer("member", torch.cat(rows), persistent=False)
         target_J = torch.tensor(target, dtype=torch.float64)
         self.register_buffer("target", target_J, persistent=False)
-        self.register_buffer("load", torch.ones(len(groups)))
+        self.register_buffer("load", torch.ones(len(sizes)))
+        self.member: Tensor
         self.target: Tensor
 
     def loss(self, route: Route, ctx: Context) -> Tensor | None:
         prob_NE = route.score_NE / route.score_NE.sum(-1, keepdim=True)
-        prob_BTJ = self._grouped(prob_NE).unflatten(0, ctx.valid_BT.shape)
-        prob_BTJ = prob_BTJ * ctx.valid_BT[..., None]
+        # X scopes of equal length; tokens are summed before experts are grouped: groups are many.
+        valid_XT = ctx.valid_BT if self.scope == "sequence" else ctx.valid_BT.reshape(1, -1)
+        scopes, num_outputs = len(valid_XT), prob_NE.shape[-1]
+        prob_XTE = prob_NE.view(*valid_XT.shape, num_outputs)
+        prob_XJ = self._grouped((valid_XT[:, None].to(prob_NE.dtype) @ prob_XTE).squeeze(1))
         if self.scope == "global":
-            total = (self.load.to(prob_BTJ.dtype) * prob_BTJ.sum((0, 1))).sum()
-            return self.coefficient * total / ctx.num_targets
-        picked_NE = torch.zeros_like(route.score_NE).scatter_(-1, route.index_NS, 1.0)
-        picked_BTJ = self._grouped(picked_NE).unflatten(0, ctx.valid_BT.shape)
-        picked_BTJ = picked_BTJ * ctx.valid_BT[..., None]
-        dims = (1,) if self.scope == "sequence" else (0, 1)
-        tokens = ctx.valid_BT.sum(dims).clamp(min=1)[..., None]
-        load = picked_BTJ.sum(dims) / tokens / self.target.to(prob_BTJ.dtype)
-        return self.coefficient * (load * prob_BTJ.sum(dims)).sum() / ctx.num_targets
+            load_XJ = self.load.to(prob_XJ.dtype)
+        else:
+            first_X11 = num_outputs * torch.arange(scopes, device=prob_NE.device)[:, None, None]
+            slot_XTS = route.index_NS.view(*valid_XT.shape, -1) + first_X11
+            slot_XTS = torch.where(valid_XT[..., None], slot_XTS, scopes * num_outputs)
+            count = torch.bincount(slot_XTS.flatten(), minlength=scopes * num_outputs + 1)[:-1]
+            count_XJ = self._grouped(count.view(scopes, -1).to(prob_XJ.dtype))
+            tokens_X1 = valid_XT.sum(1, keepdim=True).clamp(min=1)
+            load_XJ = count_XJ / tokens_X1 / self.target.to(prob_XJ.dtype)
+        return self.coefficient * (load_XJ * prob_XJ).sum() / ctx.num_targets
 
-    def _grouped(self, x_NE: Tensor) -> Tensor:
-        if len(self.groups) == x_NE.shape[-1]:
-            return x_NE
-        return torch.stack([x_NE[..., group].sum(-1) for group in self.groups], dim=-1)
+    def _grouped(self, x_XE: Tensor) -> Tensor:
+        return x_XE @ self.member.to(x_XE.dtype)
 
     def _load_J(self, stats: RouteStats) -> Tensor:
         share_E = stats.count_E.double() / stats.num_tokens.clamp(min=1)
         return (self._grouped(share_E) / self.target).to(self.load.dtype)
 
     def probability_gradient(self, stats: RouteStats) -> Tensor | None:
-        grad_E = torch.zeros_like(stats.score_sum_E)
-        for group, load in zip(self.groups, self._load_J(stats), strict=True):
-            grad_E[group] = self.coefficient * load.to(grad_E.dtype)
-        return grad_E
+        load_E = self.member @ self._load_J(stats).double()
+        return self.coefficient * load_E.to(stats.score_sum_E.dtype)
 
     @torch.no_grad()
     def after_step(self, stats: RouteStats, step: int) -> None:

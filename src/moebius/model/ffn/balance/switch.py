@@ -18,6 +18,6 @@ class SwitchLoss(BalanceConfig):
     scope: Scope = "global"
 
     def build(self, layout: Layout) -> BalanceRule:
-        slices = [slice(expert, expert + 1) for expert in range(layout.num_outputs)]
+        sizes = [1] * layout.num_outputs
         target = [layout.top_k / layout.num_outputs] * layout.num_outputs
-        return LoadLoss(self.coefficient, self.scope, slices, target)
+        return LoadLoss(self.coefficient, self.scope, sizes, target)
