@@ -20,6 +20,9 @@ from moebius.infer.sample import sample_text
 from moebius.lab.grow import grow, parse_factor
 from moebius.lab.plan import plan
 from moebius.lab.plan_table import render_plan
+from moebius.lab.planner.hardware import PRICE
+from moebius.lab.planner.search import plan_inference, plan_training
+from moebius.lab.planner.table import render_inference, render_training
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.progress import progress_bar
 from moebius.monitor.report import write_report
@@ -144,14 +147,43 @@ def plan_recipe(
     context: Annotated[
         int | None, typer.Option(help="Tokens of context (else the sequence length).")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Simulate training there, over all layouts: 2x8xH200.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a step, with --cluster (else the recipe's last).")
+    ] = None,
+    price: Annotated[float, typer.Option(help="Dollars a device and hour.")] = PRICE,
+    inference: Annotated[
+        bool, typer.Option("--inference", help="Simulate decoding instead, with --cluster.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Sequences at once, with --inference (else: most).")
+    ] = None,
+    acceptance: Annotated[
+        float, typer.Option(help="Chance that one drafted token is accepted; 0: no drafts.")
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Count parameters, FLOPs, cache and memory of a recipe, beside the published figures."""
-    found = plan(run_or_default(name, overrides), context)
+    """Count parameters, FLOPs, cache and memory of a recipe, or simulate it on a cluster."""
+    run = run_or_default(name, overrides)
+    if cluster is None:
+        if inference or batch_tokens is not None or batch is not None:
+            raise ValueError("say which machines with --cluster, such as --cluster 2x8xH200")
+        found = plan(run, context)
+        shown = render_plan
+    elif inference:
+        found = plan_inference(
+            run, cluster, context=context, batch=batch, acceptance=acceptance, price=price
+        )
+        shown = render_inference
+    else:
+        found = plan_training(run, cluster, context=context, batch_tokens=batch_tokens, price=price)
+        shown = render_training
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        Console().print(render_plan(found))
+        Console().print(shown(found))
 
 
 @app.command()
