@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": BELOW_POST,
     "recipes": BELOW_RECIPES,
     "cli": BELOW_RECIPES | {"recipes"},
+    "__main__": {"cli"},
     "moebius": set(),
 }
 

@@ -11,6 +11,7 @@ DICTATED = {("model/recompute.py", "_policy")}
 # Files that have to speak to the environment, with what for.
 ENVIRONMENT: dict[str, str] = {
     "curate/scorers/judge.py": "the judge's key, a secret",
+    "parallel/world.py": "the place that a launcher gives each process",
 }
 
 SOURCES, TESTS = package_files(), files_of_tests()

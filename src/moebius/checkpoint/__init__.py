@@ -6,6 +6,15 @@ A checkpoint is a folder `step-00000120` of safetensors, `state.json` and `manif
 
 from moebius.checkpoint.load import complete, latest_intact, load, verify
 from moebius.checkpoint.manifest import CheckpointError
-from moebius.checkpoint.save import JSON, save
+from moebius.checkpoint.save import JSON, follow, save
 
-__all__ = ["JSON", "CheckpointError", "complete", "latest_intact", "load", "save", "verify"]
+__all__ = [
+    "JSON",
+    "CheckpointError",
+    "complete",
+    "follow",
+    "latest_intact",
+    "load",
+    "save",
+    "verify",
+]

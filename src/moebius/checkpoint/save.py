@@ -69,6 +69,14 @@ def save(
     return path
 
 
+def follow(folder: Path, step: int, tensors: Mapping[str, torch.Tensor | Lazy]) -> Path:
+    """Take part in a `save` of another process: make each lazy tensor when it is due there."""
+    for file in plan_files(tensors):
+        for lazy in file.tensors.values():
+            lazy.make()
+    return folder / folder_name(step)
+
+
 def _write(folder: Path, step: int, files: list[TensorFile], state: bytes) -> Path:
     aside = folder / f".writing-{folder_name(step)}"
     try:

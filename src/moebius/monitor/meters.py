@@ -6,7 +6,7 @@ selected.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,19 @@ from moebius.monitor.tap import Observer
 ROUNDING = ("underflow", "saturated", "outliers")
 
 
-class Meter(Observer):
-    """Sums what it sees over the micro-batches of one step."""
+def alone(x: Tensor) -> Tensor:
+    """The sum over one process."""
+    return x
 
-    def __init__(self) -> None:
+
+class Meter(Observer):
+    """Sums what it sees over the micro-batches of one step.
+
+    `summed` adds a tensor up over all processes; all of them must ask for the same then.
+    """
+
+    def __init__(self, summed: Callable[[Tensor], Tensor] = alone) -> None:
+        self._summed = summed
         self._square: dict[str, Tensor] = {}
         self._elements: dict[str, int] = {}
         self._gradient: dict[str, Tensor] = {}
@@ -47,11 +56,15 @@ class Meter(Observer):
     def hidden_rms(self) -> list[float]:
         """Root mean square of the residual stream after each layer."""
         names = sorted(self._square, key=lambda name: int(name.split("/")[1]))
-        return [math.sqrt(float(self._square[name]) / self._elements[name]) for name in names]
+        pairs = [(self._square[name].double(), self._elements[name]) for name in names]
+        totals = [self._summed(torch.stack([square, square.new_tensor(n)])) for square, n in pairs]
+        return [math.sqrt(float(square) / float(elements)) for square, elements in totals]
 
-    def score_gradient(self, layer: int) -> Tensor | None:
-        """dL/dP_E of the language-model loss at a layer's router, P the batch-mean scores."""
-        return self._gradient.get(f"layers/{layer}/score")
+    def score_gradient(self, layer: int, outputs: int = 0) -> Tensor | None:
+        """dL/dP_E of the language-model loss at a layer's router of so many outputs, P the
+        batch-mean scores."""
+        grad_E = self._gradient.get(f"layers/{layer}/score")
+        return None if grad_E is None else self._summed(_padded(grad_E, max(outputs, len(grad_E))))
 
     def rounding(self) -> dict[str, dict[str, Any]]:
         """What low-precision formats lost: shares of values by kind and tensor (`underflow/x`).

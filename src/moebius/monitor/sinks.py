@@ -74,6 +74,17 @@ class JsonLines(Sink):
 
 
 @final
+class Unheard(Sink):
+    """Drops what it gets; for processes that another one speaks for."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@final
 class TensorBoard(Sink):
     """Scalars for TensorBoard, under `folder`."""
 

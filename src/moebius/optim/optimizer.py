@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from moebius.config import nearest
-from moebius.optim.rules import Rule, Slot, State
+from moebius.ops.ranks import Group as Ranks
+from moebius.ops.ranks import summed
+from moebius.optim.members import Members
+from moebius.optim.rules import Rule, Slot
 from moebius.optim.schedules import Schedule
 
 ROLES = ("embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar")
@@ -57,25 +60,20 @@ class OptimConfig:
                 raise ValueError(f"unknown role {role!r}{nearest(role, ROLES)}")
 
 
-class Group:
-    """The weights of one role with their states, in the order they were given."""
-
-    def __init__(self, role: Role, members: Sequence[tuple[Slot, Tensor]]) -> None:
-        self.role = role
-        self.slots = [slot for slot, _ in members]
-        self.params = [param for _, param in members]
-        self.states: list[State] = role.rule.init(self.slots, self.params)
-
-
 class Optimizer:
     """Moves named weights. `weights` lists each weight with its slot, names being unique.
+
+    Where weights are cut over ranks, each is this rank's part of one, and the ranks of `ranks`
+    together hold every element once.
 
     Raises ValueError for a role without a rule, for weights below fp32 (a decay of 1e-4 would round
     away in bf16), and for weights whose shape the role's rule cannot take.
     """
 
-    def __init__(self, config: OptimConfig, weights: Iterable[tuple[Slot, Tensor]]) -> None:
-        self.config = config
+    def __init__(
+        self, config: OptimConfig, weights: Iterable[tuple[Slot, Tensor]], ranks: Ranks = None
+    ) -> None:
+        self.config, self.ranks = config, ranks
         by_role: dict[str, list[tuple[Slot, Tensor]]] = {}
         names: set[str] = set()
         for slot, param in weights:
@@ -89,7 +87,7 @@ class Optimizer:
                     f"no optimizer rule for role {role!r} of {listed}; add it to roles"
                 )
         self.groups = {
-            role: Group(config.roles[role], members) for role, members in by_role.items()
+            role: Members(config.roles[role].rule, members) for role, members in by_role.items()
         }
 
     def lr(self, step: int, total_steps: int, tokens_per_step: int) -> float:
@@ -116,18 +114,16 @@ class Optimizer:
         ratios: dict[str, Tensor] = {}
         for name, group in self.groups.items():
             before = [param.clone() for param in group.params] if measure else []
-            group.role.rule.update(
-                group.slots,
-                group.params,
+            role = self.config.roles[name]
+            group.update(
                 [grads[slot.name] for slot in group.slots],
-                group.states,
-                lr=rate * group.role.lr,
-                weight_decay=self.config.weight_decay * group.role.weight_decay,
+                lr=rate * role.lr,
+                weight_decay=self.config.weight_decay * role.weight_decay,
                 step=step + 1,
                 total_steps=total_steps,
             )
             if measure:
-                ratios[name] = _update_ratio(before, group.params)
+                ratios[name] = _update_ratio(before, group.params, self.ranks)
         return ratios
 
     @contextlib.contextmanager
@@ -138,21 +134,38 @@ class Optimizer:
         come back bit for bit. Nothing may change a weight inside.
         """
         for group in self.groups.values():
-            group.role.rule.to_evaluation(group.params, group.states)
+            group.rule.to_evaluation(group.params, group.states)
         try:
             yield
         finally:
             for group in self.groups.values():
-                group.role.rule.to_training(group.params, group.states)
+                group.rule.to_training(group.params, group.states)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Every state tensor itself, not a copy, under the name `{weight}.{state}`."""
+        """Every state tensor itself, not a copy, under the name `{weight}.{state}`.
+
+        One that another rank keeps has no bytes here (it is on the meta device).
+        """
         return {
             f"{slot.name}.{key}": tensor
             for group in self.groups.values()
             for slot, state in zip(group.slots, group.states, strict=True)
             for key, tensor in state.items()
         }
+
+    def whole_state(self, name: str) -> Tensor:
+        """A state of all of its weight, on every rank, which all must ask for."""
+        for group in self.groups.values():
+            if (found := group.whole_state(name)) is not None:
+                return found
+        raise ValueError(f"there is no optimizer state {name}")
+
+    def state_part(self, name: str, whole: Tensor) -> Tensor:
+        """What this rank keeps of a whole state."""
+        for group in self.groups.values():
+            if (found := group.state_part(name, whole)) is not None:
+                return found
+        raise ValueError(f"there is no optimizer state {name}")
 
     @torch.no_grad()
     def load_state_tensors(self, saved: Mapping[str, Tensor]) -> None:
@@ -168,30 +181,35 @@ class Optimizer:
             if kinds[0] != kinds[1]:
                 raise ValueError(f"optimizer state {name} is {kinds[1]}, expected {kinds[0]}")
         for name, tensor in own.items():
-            tensor.copy_(saved[name])
+            if not tensor.is_meta:
+                tensor.copy_(saved[name])
         for group in self.groups.values():
-            group.role.rule.to_training(group.params, group.states)
+            group.rule.to_training(group.params, group.states)
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The 2-norm over all elements of all tensors, in fp32 at least."""
+def global_norm(tensors: Sequence[Tensor], ranks: Ranks = None) -> Tensor:
+    """The 2-norm over all elements of all tensors, in fp32 at least.
+
+    Each rank of `ranks` gives the part of the tensors that lies on it, and gets the norm of all.
+    """
     if not tensors:
         return torch.zeros(())
     norms = [
         torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
         for tensor in tensors
     ]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    return norm if ranks is None else summed(norm.square(), ranks).sqrt()
 
 
 @torch.no_grad()
-def clip_(grads: Sequence[Tensor], max_norm: float | None) -> Tensor:
+def clip_(grads: Sequence[Tensor], max_norm: float | None, ranks: Ranks = None) -> Tensor:
     """Scale gradients in place to a global norm of at most `max_norm` (None: leave them).
 
     Returns the norm before. A norm that is not finite is left for the caller to see: it must skip
     the update, whose gradients are worthless either way.
     """
-    norm = global_norm(grads)
+    norm = global_norm(grads, ranks)
     if max_norm is not None and grads:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in grads:
@@ -218,8 +236,8 @@ def _same_names(what: str, expected: Iterable[str], given: Iterable[str]) -> Non
 
 
 @torch.no_grad()
-def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    size = global_norm(before)
+def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor], ranks: Ranks) -> Tensor:
+    size = global_norm(before, ranks)
     for old, new in zip(before, after, strict=True):
         old.sub_(new)
-    return global_norm(before) / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return global_norm(before, ranks) / size.clamp(min=torch.finfo(size.dtype).tiny)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from moebius.config import resolve
 from moebius.model.ffn.moe import routers_of
@@ -25,18 +26,27 @@ from moebius.monitor.console import LiveDisplay, summary_table
 from moebius.monitor.meters import Meter, budget_summary
 from moebius.monitor.report import write_report
 from moebius.monitor.runs import read_metrics
-from moebius.monitor.sinks import JsonLines
+from moebius.monitor.sinks import JsonLines, Sink, Unheard
 from moebius.ops.attention import choose as choose_attention
 from moebius.ops.experts import in_use
 from moebius.ops.loss import choose as choose_loss
 from moebius.optim.rules.adamw import AdamW
 from moebius.optim.rules.ademamix import AdEMAMix
 from moebius.optim.rules.schedule_free import ScheduleFree
+from moebius.parallel.world import World, enter, leave
 from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import budgets, step_line
 from moebius.train.resume import reopen, resume
 from moebius.train.run import Run
-from moebius.train.session import Progress, Session, check, open_stages, start
+from moebius.train.session import (
+    Progress,
+    Session,
+    check,
+    device_of,
+    in_force,
+    open_stages,
+    start,
+)
 from moebius.train.step import StepResult, train_step
 
 Summary = dict[str, Any]
@@ -49,11 +59,12 @@ def fit(run: Run, out: Path | str | None = None, progress: Progress | None = Non
     """
     check(run)
     check_place(Path(out) if out else Path("runs"), empty=bool(out))
-    prepared, loaders = open_stages(run, progress)
-    folder = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), run.name)
-    with folder.lock(), LiveDisplay(run.last_step) as display:
-        session = start(run, folder, prepared, loaders)
-        _train(session, display)
+    with _among_ranks(run) as world:
+        prepared, loaders = open_stages(run, progress)
+        folder = _new_folder(run, out, world)
+        with _locked(folder, world), _display(run, world) as display:
+            session = start(run, folder, prepared, loaders, world=world)
+            _train(session, display)
     return folder.path
 
 
@@ -69,18 +80,44 @@ def continue_run(
     folder = RunFolder.open(Path(path))
     old, run = reopen(folder, overrides)
     check(run)
-    with folder.lock(), LiveDisplay(run.last_step) as display:
+    with _among_ranks(run) as world, _locked(folder, world), _display(run, world) as display:
         prepared, loaders = open_stages(run, progress)
-        session = resume(old, run, folder, prepared, loaders, display.message)
+        session = resume(old, run, folder, prepared, loaders, display.message, world)
         _train(session, display)
     return folder.path
+
+
+@contextlib.contextmanager
+def _among_ranks(run: Run) -> Iterator[World]:
+    """The processes of a launch, for as long as they train together."""
+    world = enter(run.parallel, device_of(run))
+    try:
+        yield world
+    finally:
+        leave()
+
+
+def _new_folder(run: Run, out: Path | str | None, world: World) -> RunFolder:
+    """The folder that the main process makes, on every rank."""
+    path = ""
+    if world.main:
+        made = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), run.name)
+        path = str(made.path)
+    return RunFolder(Path(world.told(path)))
+
+
+def _locked(folder: RunFolder, world: World) -> contextlib.AbstractContextManager[None]:
+    return folder.lock() if world.main else contextlib.nullcontext()
+
+
+def _display(run: Run, world: World) -> LiveDisplay:
+    return LiveDisplay(run.last_step, None if world.main else Console(quiet=True))
 
 
 def _train(session: Session, display: LiveDisplay) -> None:
     run, state, folder = session.run, session.state, session.folder
     display.start(folder.path.name, _facts(session))
-    metrics, events = JsonLines(folder.metrics), JsonLines(folder.events)
-    sinks = [config.build(folder.path, folder.path.name) for config in run.sinks]
+    metrics, events, sinks = _outputs(session)
     alarms = Alarms(run.alarms, _adam_eps(run), tuple(run.optim.roles))
     bytes_per_token = session.prepared.bytes_per_token("train")
     saved_at, clock, clock_tokens = state.step, time.perf_counter(), state.tokens
@@ -91,7 +128,7 @@ def _train(session: Session, display: LiveDisplay) -> None:
         for message in session.notes:
             events.write({"step": state.step, "kind": "resumed", "message": message})
 
-        while state.step < run.last_step and not stop_requested():
+        while state.step < run.last_step and not session.world.any(stop_requested()):
             if state.step == session.section.end_step:
                 if state.step != saved_at:
                     session.save()
@@ -105,7 +142,7 @@ def _train(session: Session, display: LiveDisplay) -> None:
             batch = session.loader.batch(step).to(session.device)
             logged = (step + 1) % run.log_every == 0 or step + 1 == run.last_step
             measure = logged and (step + 1) % run.measure_every == 0
-            meter = Meter() if logged else None
+            meter = Meter(session.world.summed) if logged else None
 
             result = train_step(run, state, batch, session.dtype, meter, measure)
             synchronise(session.device)
@@ -147,7 +184,7 @@ def _train(session: Session, display: LiveDisplay) -> None:
 
         if state.step != saved_at or not folder.checkpoints.exists():
             session.save()
-        interrupted = stop_requested()
+        interrupted = session.world.any(stop_requested())
 
     if not interrupted and state.step == run.steps:
         _finish(session, display)
@@ -155,9 +192,19 @@ def _train(session: Session, display: LiveDisplay) -> None:
     further = "" if state.step < run.last_step else " stop_at=none"
     command = f"moebius train --resume {shlex.quote(str(folder.path))}{further}"
     display.message(f"stopped at step {state.step}; `{command}` goes on")
-    write_report(folder.path)
+    if session.world.main:
+        write_report(folder.path)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _outputs(session: Session) -> tuple[Sink, Sink, list[Sink]]:
+    """Metrics, events and the recipe's own sinks; of several processes only the main one writes."""
+    if not session.world.main:
+        return Unheard(), Unheard(), []
+    folder = session.folder
+    own = [config.build(folder.path, folder.path.name) for config in session.run.sinks]
+    return JsonLines(folder.metrics), JsonLines(folder.events), own
 
 
 def _finish(session: Session, display: LiveDisplay) -> None:
@@ -166,8 +213,11 @@ def _finish(session: Session, display: LiveDisplay) -> None:
     display.message("evaluating on the held-out documents")
     # With schedule_free the averages, not the weights in training.
     with state.optimizer.evaluation_weights():
+        model = state.whole_model(in_force(run, session.section), session.device)
+        if model is None:
+            return
         figures: Summary = resolve(run.evaluation)(
-            state.model,
+            model,
             session.prepared,
             sequence_length=session.section.sequence_length,
             batch=session.section.batch,
@@ -200,6 +250,7 @@ def _facts(session: Session) -> dict[str, str]:
     counts = session.counts
     return {
         "folder": str(session.folder.path),
+        **({"ranks": session.world.describe()} if session.world.size > 1 else {}),
         "device": f"{session.device}, {session.precision}, ceiling "
         f"{session.ceiling / 1e9:,.0f} GFLOP/s on plain products",
         "parameters": f"{counts.total / 1e6:.2f}M, active {counts.active_mean / 1e6:.2f}M "

@@ -1,5 +1,6 @@
 """A line of metrics: what one logged step was, from its result, the routers and the meter."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 from moebius.model.count import Counts
 from moebius.model.ffn.moe import MoELayer, routers_of
 from moebius.model.lm import LM
-from moebius.model.weight import named_weights
 from moebius.monitor.meters import Meter, gradient_ratio, load_metrics, router_similarity
+from moebius.ops.ranks import summed
+from moebius.parallel.plan import local, whole
 from moebius.train.state import TrainState
 from moebius.train.step import StepResult
 
@@ -17,7 +19,10 @@ from moebius.train.step import StepResult
 def step_line(
     state: TrainState, result: StepResult, meter: Meter, counts: Counts
 ) -> dict[str, Any]:
-    """The line of the step just done, but for its clock (which is not part of what is exact)."""
+    """The line of the step just done, but for its clock (which is not part of what is exact).
+
+    Collective on several ranks, with the same line on each.
+    """
     layers = layer_metrics(state.model, result, meter)
     sizes = {"active_min": counts.active_min, "active_max": counts.active_max}
     sizes["active_mean"] = active_now(state.model, counts, layers)
@@ -34,7 +39,7 @@ def step_line(
         "layers": layers,
         "hidden_rms": meter.hidden_rms(),
         **({"rounding": rounding} if (rounding := meter.rounding()) else {}),
-        "roles": role_metrics(state.model, result.update_ratios),
+        "roles": role_metrics(state, result.update_ratios),
     }
 
 
@@ -60,7 +65,8 @@ def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict
             line["bias_min"], line["bias_max"] = float(bias_E.min()), float(bias_E.max())
             line["router_similarity"] = _similarity(moe)
             # The taps of a layer have one name, so those of several routers cannot be told apart.
-            language_E = meter.score_gradient(i) if len(routers) == 1 else None
+            outputs = moe.layout.num_outputs
+            language_E = meter.score_gradient(i, outputs) if len(routers) == 1 else None
             line["r_g"] = _balance_ratio(moe, routed, language_E)
             metrics[_label(i, j, len(routers))] = line
     return metrics
@@ -82,8 +88,8 @@ def _label(layer: int, router: int, num_routers: int) -> str:
 
 
 def _similarity(moe: MoELayer) -> float | None:
-    rows = [weight for _, weight in named_weights(moe.router) if weight.role == "router"]
-    return router_similarity(rows[0]) if rows else None
+    rows = [weight for weight in moe.router.parameters() if weight.ndim == 2]
+    return router_similarity(whole(rows[0])) if rows else None
 
 
 def _balance_ratio(moe: MoELayer, routed: Any, language_E: Tensor | None) -> float | None:
@@ -95,15 +101,18 @@ def _balance_ratio(moe: MoELayer, routed: Any, language_E: Tensor | None) -> flo
     return None if total_E is None else gradient_ratio(total_E, language_E)
 
 
-def role_metrics(model: LM, ratios: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def role_metrics(state: TrainState, ratios: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Gradient RMS of each role (after clipping, what the optimizer saw), and its update ratio."""
     square: dict[str, Tensor] = {}
     elements: dict[str, int] = {}
-    for _, weight in named_weights(model):
+    for slot, weight in state.weights.slots:
         if weight.grad is not None:
-            norm = torch.linalg.vector_norm(weight.grad)
-            square[weight.role] = square.get(weight.role, 0.0) + norm.double().square()
-            elements[weight.role] = elements.get(weight.role, 0) + weight.numel()
+            norm = torch.linalg.vector_norm(local(weight.grad))
+            shape = weight.shape if slot.shard is None else slot.shard.shape
+            square[slot.role] = square.get(slot.role, 0.0) + norm.double().square()
+            elements[slot.role] = elements.get(slot.role, 0) + math.prod(shape)
+    own = state.weights.world.ranks.weights
+    square = {role: summed(total, own) for role, total in square.items()}
     metrics = {role: {"grad_rms": float((square[role] / elements[role]).sqrt())} for role in square}
     for role, ratio in ratios.items():
         metrics.setdefault(role, {})["update_ratio"] = float(ratio)
@@ -116,7 +125,8 @@ def active_now(model: LM, counts: Counts, layers: dict[str, dict[str, Any]]) -> 
     for i, block in enumerate(model.blocks()):
         routers = routers_of(block)
         for j, moe in enumerate(routers):
-            per_expert = (moe.w_gate_up_E2FD.numel() + moe.w_down_EDF.numel()) / moe.layout.num_ffn
+            stacks = (moe.w_gate_up_E2FD, moe.w_down_EDF)
+            per_expert = sum(math.prod(stack.shape[1:]) for stack in stacks)
             measured = layers[_label(i, j, len(routers))]["ffn_mean"]
             shift += (measured - moe.layout.ffn_per_token) * per_expert
     return round(counts.active_mean + shift)

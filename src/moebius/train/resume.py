@@ -17,6 +17,7 @@ from moebius.checkpoint.manifest import STATE
 from moebius.config import fingerprint, identity, override
 from moebius.data.loader import Loader
 from moebius.data.prepared import Prepared
+from moebius.parallel.world import ALONE, World
 from moebius.train.change import check_change, unborn, with_own_tokenizer
 from moebius.train.folder import RunFolder
 from moebius.train.run import Run, inexact_changes, to_folder_json
@@ -68,6 +69,7 @@ def resume(
     prepared: Prepared,
     all_loaders: tuple[Loader, ...],
     say: Say,
+    world: World = ALONE,
 ) -> Session:
     """Continue in a locked folder from its newest intact checkpoint (or from the start).
 
@@ -84,8 +86,10 @@ def resume(
     tensors, counters = ({}, NOTHING) if path is None else checkpoint.load(path)
     check_change(old, run, record, counters)
     if unborn(record, counters):
-        folder.cut_metrics(0)
-        session = start(run, folder, prepared, all_loaders, Imported(tensors, record))
+        if world.main:
+            folder.cut_metrics(0)
+        imported = Imported(tensors, record)
+        session = start(run, folder, prepared, all_loaders, imported, world)
         note("beginning with the imported weights; optimizer and random state are fresh")
         return dataclasses.replace(session, notes=tuple(notes))
     if prepared.digest != record["data"]["digest"]:
@@ -99,13 +103,14 @@ def resume(
     device = device_of(run)
     torch.set_num_threads(run.threads or record["threads"])
     section = section_at(sections_of(run), counters["step"])
-    state = new_state(in_force(run, section), device)
+    state = new_state(in_force(run, section), device, world)
     if path is not None:
         state.restore(tensors, counters)
-    cut = folder.cut_metrics(state.step)
-    if cut.unreadable:
+    world.wait()
+    cut = folder.cut_metrics(state.step) if world.main else None
+    if cut is not None and cut.unreadable:
         note(f"{cut.unreadable} torn line(s) of metrics were left out")
-    if identity(old) != identity(run):
+    if world.main and identity(old) != identity(run):
         for text in extend(folder, record, old, run, state):
             note(text)
     note(f"continuing from step {state.step}")

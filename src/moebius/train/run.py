@@ -26,6 +26,7 @@ from moebius.monitor.alarms import AlarmConfig
 from moebius.monitor.sinks import SinkConfig
 from moebius.ops.formats import Product
 from moebius.optim.optimizer import OptimConfig
+from moebius.parallel.config import Parallel
 from moebius.train.qk_clip import QKClip
 from moebius.train.stages import Stage, check_rising
 
@@ -70,6 +71,8 @@ class Run:
     # At most so many sequences of `sequence_length` at once; in a stage as many as hold as much.
     micro_batch: int | None = runtime(None)
     recompute: bool = runtime(False)
+    # How the processes of a launch share the work; one process needs none of it.
+    parallel: Parallel = runtime(Parallel())
     threads: int | None = runtime(None)
     device: Literal["auto", "cpu", "cuda"] = runtime("auto")
     # FLOP/s that MFU is stated against; measured at the start if none is given.
@@ -110,7 +113,7 @@ class Run:
 # A run's tokenizer, in its folder.
 TOKENIZER = "tokenizer.json"
 # Run-time fields that change the order of floating-point sums.
-INEXACT = ("micro_batch", "recompute", "threads", "device")
+INEXACT = ("micro_batch", "recompute", "threads", "device", "parallel")
 
 
 def to_folder_json(run: Run, keep: Callable[[Path], str]) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
 from moebius.ops.native.memory import keep_freed_memory
+from moebius.parallel.world import ALONE, World, launched
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
-from moebius.train.precision import DTYPES, choose
+from moebius.train.precision import DTYPES, choose, products_of
 from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
-from moebius.train.state import TrainState, new_state, optimizer_of
+from moebius.train.state import TrainState, new_state, optimizer_of, spread_weights
 from moebius.train.step import forward_backward
 
 Say = Callable[[str], None]
@@ -55,6 +56,7 @@ class Session:
     counts: Counts
     # FLOP/s of plain matrix products here, in the dtype of the run.
     ceiling: float
+    world: World = ALONE
     # What was said while it was resumed.
     notes: tuple[str, ...] = ()
 
@@ -80,7 +82,7 @@ class Session:
         """Go over to the next stage, as by a save and a resume; what now holds, in one line."""
         self.section = self.sections[self.section.index + 1]
         self.state.rebuild(in_force(self.run, self.section), self.device)
-        self.counts = count(self.state.model, self.section.sequence_length)
+        self.counts = counts_of(self.run, self.section)
         return self.section.describe()
 
 
@@ -99,12 +101,37 @@ def check(run: Run) -> Counts:
         check_roles(run, models[0])
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
-        optimizer_of(run, models[0])
+        optimizer_of(run, spread_weights(run, models[0]))
+    check_ranks(run, run.parallel.on(launched()).dp_shard)
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
     for sink in run.sinks:
         sink.check()
     return count(models[0], run.sequence_length)
+
+
+def check_ranks(run: Run, ranks: int) -> None:
+    """ValueError where the run has what only one process can do."""
+    if launched() == 1:
+        return
+    if run.qk_clip is not None:
+        raise ValueError("qk_clip looks at whole matrices on one process; leave it out")
+    if any(products_of(run).values()):
+        raise ValueError("products in low precision are for one process; use precision=bf16")
+    sizes = {run.batch, *(size for _, size in run.batch_ramp)}
+    sizes |= {section.batch for section in sections_of(run)}
+    odd = sorted(size for size in sizes if size % launched())
+    if odd:
+        raise ValueError(
+            f"a batch of {odd[0]} sequences cannot be shared equally by {launched()} processes; "
+            "choose a multiple"
+        )
+
+
+def counts_of(run: Run, section: Section) -> Counts:
+    """The parameters and FLOPs of the model of a section, by building it without memory."""
+    with torch.device("meta"):
+        return count(section.model.build(run.vocab), section.sequence_length)
 
 
 def check_roles(run: Run, model: LM) -> None:
@@ -148,19 +175,22 @@ def start(
     prepared: Prepared,
     all_loaders: tuple[Loader, ...],
     imported: Imported | None = None,
+    world: World = ALONE,
 ) -> Session:
     """A new session in a locked folder: an empty one, or that of imported weights."""
     device = device_of(run)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    state = new_state(run, device)
+    state = new_state(run, device, world)
     if imported is not None:
         state.take_weights(imported.tensors)
         # Some rules keep copies of the weights they begin with.
-        state.optimizer = optimizer_of(run, state.model)
+        state.optimizer = optimizer_of(run, state.weights)
     work = trial(run, state, all_loaders[0], device)
     precision, measured = choose(run.precision, device, work)
-    session = new_session(run, folder, prepared, all_loaders, state, precision)
+    session = new_session(run, folder, prepared, all_loaders, state, world.told(precision))
+    if not world.main:
+        return session
     kept = to_folder_json(run, lambda path: relative(folder, path))
     if imported is None:
         folder.copy_in(prepared.folder / TOKENIZER, TOKENIZER)
@@ -195,10 +225,10 @@ def new_session(
     keep_freed_memory()
     sections, device = sections_of(run), device_of(run)
     section = section_at(sections, state.step)
-    counts = count(state.model, section.sequence_length)
-    ceiling = run.matmul_flops or matmul_rate(device, DTYPES[precision])
+    counts, world = counts_of(run, section), state.weights.world
+    ceiling = world.size * (run.matmul_flops or matmul_rate(device, DTYPES[precision]))
     data = (prepared, sections, all_loaders, section)
-    return Session(run, folder, *data, state, device, precision, counts, ceiling)
+    return Session(run, folder, *data, state, device, precision, counts, ceiling, world)
 
 
 def trial(

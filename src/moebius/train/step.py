@@ -17,9 +17,10 @@ from moebius.model.context import Context
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules
 from moebius.model.lm import LM
-from moebius.model.weight import named_weights
 from moebius.monitor.tap import Observer, observing
+from moebius.ops.ranks import Group, summed
 from moebius.optim.optimizer import clip_
+from moebius.parallel.plan import local
 from moebius.train.qk_clip import Clipped
 from moebius.train.run import Run
 from moebius.train.state import TrainState
@@ -89,16 +90,20 @@ def train_step(
     measure: bool,
 ) -> StepResult:
     """Do step `state.step` on its global batch and count it."""
-    model = state.model
+    model, world = state.model, state.weights.world
     for weight in model.parameters():
         weight.grad = None
-    micro_batches = batch.split(micro_rows(run, batch))
+    own = batch.shard(world.rank, world.size)
+    micro_batches = own.split(micro_rows(run, own))
     with observing(observer):
         total, sums, stats = forward_backward(
             model, micro_batches, state.step, dtype, run.recompute
         )
-    grads = {name: _gradient(weight) for name, weight in named_weights(model)}
-    norm = float(clip_(list(grads.values()), run.optim.clip))
+    everyone = world.ranks.data
+    total, stats = summed(total, everyone), _over(stats, everyone)
+    sums = {name: summed(value, everyone) for name, value in sums.items()}
+    grads = {slot.name: _gradient(weight) for slot, weight in state.weights.slots}
+    norm = float(clip_(list(grads.values()), run.optim.clip, world.ranks.weights))
     loss = float(total) / batch.num_targets
     applied = math.isfinite(loss) and math.isfinite(norm)
     ratios: dict[str, Tensor] = {}
@@ -132,7 +137,12 @@ def micro_rows(run: Run, batch: Batch) -> int:
 
 
 def _gradient(weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+    return local(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+
+
+def _over(stats: Stats, everyone: Group) -> Stats:
+    """What the routers did on all ranks."""
+    return tuple(tuple(routed.over(everyone) for routed in layer) for layer in stats)
 
 
 def after_step(model: LM, stats: Stats, step: int) -> None:

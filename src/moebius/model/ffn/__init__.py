@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from moebius.config import Variant
 from moebius.model.context import Context
 from moebius.model.part import Site
+from moebius.ops.dispatch import Dispatched
+from moebius.ops.ranks import Group, summed
 
 TABLE = {
     "dense": "moebius.model.ffn.dense:Dense",
@@ -37,6 +39,11 @@ class RouteStats:
         names = [field.name for field in dataclasses.fields(self)]
         return RouteStats(*(getattr(self, name) + getattr(other, name) for name in names))
 
+    def over(self, ranks: Group) -> "RouteStats":
+        """The sums over the tokens of all ranks."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return RouteStats(*(summed(getattr(self, name), ranks) for name in names))
+
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
@@ -47,6 +54,8 @@ class Pending:
     index_NS: Tensor | None = None
     weight_NS: Tensor | None = None
     stats: RouteStats | None = None
+    # What the experts that lie here are to compute.
+    sent: Dispatched | None = None
 
 
 class FeedForward(nn.Module, ABC):

@@ -8,6 +8,7 @@ expert width, E experts, S selected.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -22,9 +23,11 @@ from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.part import Site
 from moebius.model.weight import Weight
 from moebius.monitor.tap import tap
+from moebius.ops.dispatch import combine, dispatch
 from moebius.ops.experts import experts
 from moebius.ops.inject import inject
 from moebius.ops.linear import linear
+from moebius.ops.ranks import Group, Ranks, Spread, size_of
 from moebius.ops.swiglu import clamped_swiglu, swiglu
 
 
@@ -80,10 +83,11 @@ class MoE(FeedForwardConfig):
         return MoELayer(self, site)
 
 
-class MoELayer(FeedForward):
+class MoELayer(FeedForward, Spread):
     def __init__(self, config: MoE, site: Site) -> None:
         super().__init__()
         self.config, self.layout, self.layer = config, config.layout, site.layer
+        self.ranks = Ranks()
         num_experts, hidden, width = config.experts, config.expert_width, site.width
         self.router = config.router.build(site, self.layout.num_outputs, config.top_k)
         self.rules = nn.ModuleList(rule.build(self.layout) for rule in config.balance)
@@ -112,6 +116,24 @@ class MoELayer(FeedForward):
         """The rules, typed."""
         return [rule for rule in self.rules if isinstance(rule, BalanceRule)]
 
+    def spread(self, ranks: Ranks) -> Mapping[str, Group]:
+        """Each rank of `ranks.experts` holds an equal share of the FFN experts."""
+        capacity, share = self.config.capacity, size_of(ranks.experts)
+        if capacity is not None and capacity.scope == "micro_batch" and size_of(ranks.data) > 1:
+            raise ValueError(
+                f"layer {self.layer}: capacity of scope micro_batch has no order of tokens over "
+                "ranks; use scope sequence"
+            )
+        if self.layout.num_ffn % share:
+            raise ValueError(
+                f"layer {self.layer}: parallel.ep={share} must divide its "
+                f"{self.layout.num_ffn} experts"
+            )
+        self.ranks = ranks
+        if ranks.experts is None:
+            return {}
+        return dict.fromkeys(self._expert_weights(), ranks.experts)
+
     def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
         route: Route = self.router(h_BTD.flatten(0, 1), self.bias_E())
         index_NS, weight_NS = route.index_NS, route.weight_NS
@@ -126,14 +148,17 @@ class MoELayer(FeedForward):
             for rule in self.balance_rules():
                 loss = rule.loss(route, ctx)
                 weight_NS = weight_NS if loss is None else inject(weight_NS, loss)
-        return Pending(h_BTD, ctx, index_NS, weight_NS, stats)
+        x_ND = h_BTD.flatten(0, 1)
+        sent = dispatch(x_ND, index_NS, weight_NS, self.layout.num_ffn, self.ranks.experts)
+        return Pending(h_BTD, ctx, index_NS, weight_NS, stats, sent)
 
     def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
-        index_NS, weight_NS = pending.index_NS, pending.weight_NS
-        assert index_NS is not None and weight_NS is not None
+        index_NS, weight_NS, sent = pending.index_NS, pending.weight_NS, pending.sent
+        assert index_NS is not None and weight_NS is not None and sent is not None
         x_ND = pending.h_BTD.flatten(0, 1)
         weights = (self.w_gate_up_E2FD, self.w_down_EDF, self.b_gate_up_E2F, self.b_down_ED)
-        y_ND = experts(x_ND, index_NS, weight_NS, *weights, self.activation)
+        y_MD = experts(sent.x_MD, sent.index_MS, sent.weight_MS, *weights, self.activation)
+        y_ND = combine(y_MD, sent, self.ranks.experts)
         if self.layout.num_zero:
             is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
             zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)
@@ -173,8 +198,11 @@ class MoELayer(FeedForward):
         most = float(min(layout.top_k, layout.num_ffn))
         counts = (least, layout.ffn_per_token, most)
         share = tuple(count / layout.num_ffn for count in counts)
-        names = ("w_gate_up_E2FD", "w_down_EDF", "b_gate_up_E2F", "b_down_ED")
-        return {name: share for name in names if getattr(self, name) is not None}  # pyright: ignore
+        return dict.fromkeys(self._expert_weights(), share)  # pyright: ignore
+
+    def _expert_weights(self) -> list[str]:
+        biases = ["b_gate_up_E2F", "b_down_ED"] if self.config.bias else []
+        return ["w_gate_up_E2FD", "w_down_EDF", *biases]
 
 
 def routers_of(block: nn.Module) -> list[MoELayer]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moebius.config import Variant
+from moebius.ops.shard import Shard
 
 State = dict[str, Tensor]
 
@@ -30,6 +31,8 @@ class Slot:
     name: str
     role: str
     blocks: int = 1
+    # Which rows of the weight this rank holds; None: all of them.
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Rule(Variant, ABC):
         "schedule_free": "moebius.optim.rules.schedule_free:ScheduleFree",
         "soap": "moebius.optim.rules.soap:SOAP",
     }
+
+    # Whether an update looks at whole matrices; else each element moves by its own gradient alone.
+    MATRICES: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, slots: Sequence[Slot], params: Sequence[Tensor]) -> list[State]:

@@ -9,7 +9,7 @@ together. M matrices in a stack, R rows, C columns, R <= C once transposed.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Muon(Rule):
     update is only nearly orthogonal in either. Momentum and weights are fp32; fp64 weights have
     everything in fp64.
     """
+
+    MATRICES: ClassVar[bool] = True
 
     momentum: float = 0.95
     nesterov: bool = True

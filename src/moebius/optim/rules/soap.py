@@ -8,6 +8,7 @@ own, all turned together. M matrices in a stack, R rows, C columns.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class SOAP(Rule):
     dimension above `max_precondition_dim` keeps its own basis. eps is not as small as Adam's: where
     a gradient lacks full rank, all that is left of its second moment in the new basis is rounding.
     """
+
+    MATRICES: ClassVar[bool] = True
 
     beta1: float = 0.95
     beta2: float = 0.95

@@ -7,6 +7,7 @@ PREVIOUS global batch (uniform before the first), so gradients do not depend on 
 split.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,11 +17,12 @@ from moebius.model.context import Context
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.balance import BalanceRule
 from moebius.model.ffn.routers import Route
+from moebius.ops.ranks import Group, Ranks, Spread, summed
 
 Scope = Literal["sequence", "micro_batch", "global"]
 
 
-class LoadLoss(BalanceRule):
+class LoadLoss(BalanceRule, Spread):
     """The loss of one grouping; final, used by every load-loss config."""
 
     load: Tensor
@@ -30,7 +32,7 @@ class LoadLoss(BalanceRule):
     ) -> None:
         """`sizes` of consecutive groups, which together are all router outputs."""
         super().__init__()
-        self.coefficient, self.scope = coefficient, scope
+        self.coefficient, self.scope, self.ranks = coefficient, scope, Ranks()
         groups = torch.eye(len(sizes), dtype=torch.float64)
         rows = [group_J.expand(size, -1) for group_J, size in zip(groups, sizes, strict=True)]
         self.register_buffer("member", torch.cat(rows), persistent=False)
@@ -39,6 +41,10 @@ class LoadLoss(BalanceRule):
         self.register_buffer("load", torch.ones(len(sizes)))
         self.member: Tensor
         self.target: Tensor
+
+    def spread(self, ranks: Ranks) -> Mapping[str, Group]:
+        self.ranks = ranks
+        return {}
 
     def loss(self, route: Route, ctx: Context) -> Tensor | None:
         prob_NE = route.score_NE / route.score_NE.sum(-1, keepdim=True)
@@ -54,8 +60,13 @@ class LoadLoss(BalanceRule):
             slot_XTS = route.index_NS.view(*valid_XT.shape, -1) + first_X11
             slot_XTS = torch.where(valid_XT[..., None], slot_XTS, scopes * num_outputs)
             count = torch.bincount(slot_XTS.flatten(), minlength=scopes * num_outputs + 1)[:-1]
+            tokens_X1 = valid_XT.sum(1, keepdim=True)
+            if self.scope == "micro_batch":
+                # The loss of what all ranks read together: each adds its own tokens' part.
+                count = summed(count, self.ranks.data)
+                tokens_X1 = summed(tokens_X1, self.ranks.data)
             count_XJ = self._grouped(count.view(scopes, -1).to(prob_XJ.dtype))
-            tokens_X1 = valid_XT.sum(1, keepdim=True).clamp(min=1)
+            tokens_X1 = tokens_X1.clamp(min=1)
             load_XJ = count_XJ / tokens_X1 / self.target.to(prob_XJ.dtype)
         return self.coefficient * (load_XJ * prob_XJ).sum() / ctx.num_targets
 
