@@ -64,7 +64,7 @@ def memory_of(run: Run, model: LM) -> Memory:
     casts: defaultdict[str, int] = defaultdict(int)
     for use in weights:
         if use.weight.is_matrix and use.group != "head":
-            kept[_part(use)] += _kept(use, dtype)
+            kept[_part(use)] += kept_bytes(use, dtype)
             casts[_part(use)] += use.weight.numel() * (dtype if dtype < master else 0)
     head_width, vocab = model.config.width, model.vocab
     kept["head"] = head_width * dtype
@@ -94,7 +94,7 @@ def _part(use: Use) -> str:
     return ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
 
 
-def _kept(use: Use, dtype: int) -> float:
+def kept_bytes(use: Use, dtype: int) -> float:
     """Bytes per token that a product with a weight [..., O, I] leaves for the backward."""
     weight = use.weight
     outputs, inputs = weight.shape[-2], weight.shape[-1]

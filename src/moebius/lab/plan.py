@@ -91,7 +91,7 @@ def kv_table(config: ModelConfig) -> dict[str, int | float]:
         others = tuple(dataclasses.replace(layer, mixer=mixer) for layer, mixer in pairs)
         with torch.device("meta"):
             model = dataclasses.replace(config, layers=others).build(2)
-        table[name] = _per_token(_mixers(model))
+        table[name] = cache_bytes_per_token(_mixers(model))
     return table
 
 
@@ -116,7 +116,7 @@ def _mixers(model: LM) -> list[Mixer]:
     return [mixer for block in model.blocks() for mixer in block.mixers()]
 
 
-def _per_token(mixers: Sequence[Mixer]) -> int | float:
+def cache_bytes_per_token(mixers: Sequence[Mixer]) -> int | float:
     """Bytes by which the states of one sequence grow for each token, once it is long."""
     at = [sum(mixer.state_bytes(n, torch.bfloat16) for mixer in mixers) for n in (LONG, 2 * LONG)]
     grown = at[1] - at[0]
@@ -126,7 +126,7 @@ def _per_token(mixers: Sequence[Mixer]) -> int | float:
 def _cache(model: LM, context: int) -> Report:
     """The decode state of one sequence in bf16: its growth, its fixed part, and at `context`."""
     mixers = _mixers(model)
-    growth = _per_token(mixers)
+    growth = cache_bytes_per_token(mixers)
     at_long, at_context = (
         sum(mixer.state_bytes(n, torch.bfloat16) for mixer in mixers) for n in (LONG, context)
     )

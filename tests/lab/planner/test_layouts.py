@@ -9,7 +9,7 @@ from moebius.config import override
 from moebius.lab.planner.hardware import DEVICES, parse_cluster
 from moebius.lab.planner.layout import Layout, legal_layouts, spread
 from moebius.lab.planner.shape import shape_of
-from moebius.lab.planner.stages import _cuts, idle, in_flight, stages_of
+from moebius.lab.planner.stages import cuts_of, idle, in_flight, stages_of
 from moebius.recipes import recipe
 
 
@@ -94,7 +94,7 @@ def test_pieces_are_as_even_as_they_can_be() -> None:
             max(sum(weights[a:b]) for a, b in itertools.pairwise((0, *ends, len(weights))))
             for ends in itertools.combinations(range(1, len(weights)), pieces - 1)
         )
-        cuts = _cuts(weights, pieces)
+        cuts = cuts_of(weights, pieces)
         assert len(cuts) == pieces + 1 and cuts == sorted(set(cuts))
         heaviest = max(sum(weights[a:b]) for a, b in itertools.pairwise(cuts))
         assert heaviest == pytest.approx(best)

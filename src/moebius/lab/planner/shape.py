@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from moebius.lab.memory import _kept, optimizer_bytes
-from moebius.lab.plan import _per_token
+from moebius.lab.memory import kept_bytes, optimizer_bytes
+from moebius.lab.plan import cache_bytes_per_token
 from moebius.model.block import Block
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.count import Counts, Use, count, uses
@@ -148,7 +148,7 @@ def _add_weight(
     group = "grouped" if kind == "expert" else "of_mixers" if use.group == "mixers" else "dense"
     into["plain" if plain else group] += flops
     if use.group != "head":
-        into["kept"] += _kept(use, 2)
+        into["kept"] += kept_bytes(use, 2)
     if not plain:
         outputs, inputs = use.weight.shape[-2], use.weight.shape[-1]
         # Inputs go from two bytes to one; for the weight's gradient they go to columns, and the
@@ -163,7 +163,7 @@ def _add_block(
 ) -> None:
     mixers = block.mixers()
     total["mixing"] += sum(mixer.flops(context) for mixer in mixers)
-    total["cache"] += _per_token(mixers)
+    total["cache"] += cache_bytes_per_token(mixers)
     total["gathered"] += 2 * len(mixers)
     for module in block.modules():
         if isinstance(module, MoELayer):

@@ -24,7 +24,7 @@ class Stage:
 
 def stages_of(shape: Shape, pp: int, chunks: int) -> tuple[Stage, ...]:
     """The ranks of a pipeline, equal ones once (the first, which holds most in flight)."""
-    cuts = _cuts([part.weight for part in shape.parts], pp * chunks)
+    cuts = cuts_of([part.weight for part in shape.parts], pp * chunks)
     found: dict[tuple[tuple[Part, int], ...], int] = {}
     for rank in range(pp):
         own: Counter[Part] = Counter()
@@ -34,7 +34,7 @@ def stages_of(shape: Shape, pp: int, chunks: int) -> tuple[Stage, ...]:
     return tuple(Stage(rank, parts) for parts, rank in found.items())
 
 
-def _cuts(weights: list[float], pieces: int) -> list[int]:
+def cuts_of(weights: list[float], pieces: int) -> list[int]:
     """Ends of contiguous pieces whose heaviest is as light as it can be, none of them empty."""
     low, high = max(weights), sum(weights)
     while high - low > 1e-6 * high:
