@@ -1,0 +1,137 @@
+"""Trains on one process and on layouts of these ranks; what became of each, for `test_data.py`.
+
+Arguments: where to write, then JSON of cases `[recipe, overrides, [layouts]]`. Each rank trains the
+run alone first, which is what its layouts are compared with.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moebius.checkpoint.tensors import Lazy
+from moebius.config import from_json, override
+from moebius.data.loader import Batch
+from moebius.parallel.config import Parallel
+from moebius.parallel.world import ALONE, World, laid_out
+from moebius.train.precision import DTYPES
+from moebius.train.run import Run
+from moebius.train.state import TrainState, new_state
+from moebius.train.step import StepResult, train_step
+from tests import tiny
+
+Found = dict[str, Any]
+
+
+def batch_of(run: Run, step: int) -> Batch:
+    """Random tokens in documents of random lengths, the last positions of a sequence not valid."""
+    draw = torch.Generator().manual_seed(1000 + step)
+    shape = (run.batch, run.sequence_length)
+    tokens = torch.randint(0, run.vocab, (shape[0], shape[1] + 1), generator=draw)
+    document = (torch.rand(shape, generator=draw) < 0.1).cumsum(1)
+    position = torch.zeros(shape, dtype=torch.int64)
+    for t in range(1, shape[1]):
+        same = document[:, t] == document[:, t - 1]
+        position[:, t] = torch.where(same, position[:, t - 1] + 1, 0)
+    length = torch.randint(shape[1] // 2, shape[1] + 1, (shape[0], 1), generator=draw)
+    valid = torch.arange(shape[1]) < length
+    sequences = torch.arange(shape[0]) + step * shape[0]
+    fields = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), document, position, valid)
+    return Batch(*fields, sequences, int(valid.sum()), ((),) * shape[0])
+
+
+def whole(tensors: dict[str, Tensor | Lazy]) -> dict[str, Tensor]:
+    return {
+        name: x.make() if isinstance(x, Lazy) else x.clone() for name, x in sorted(tensors.items())
+    }
+
+
+def gradients(state: TrainState) -> dict[str, Tensor]:
+    """Every gradient of the last step, whole (after clipping)."""
+    found: dict[str, Tensor] = {}
+    for slot, weight in state.weights.slots:
+        grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        local = grad.to_local() if hasattr(grad, "to_local") else grad
+        found[slot.name] = local.clone() if slot.shard is None else slot.shard.whole(local)
+    return found
+
+
+def trained(run: Run, world: World, steps: int) -> tuple[list[StepResult], Found]:
+    """Results of all steps; gradients of the first, and every tensor of the state in the end."""
+    state = new_state(run, torch.device("cpu"), world)
+    dtype = DTYPES[run.precision]
+    results = [train_step(run, state, batch_of(run, 0), dtype, None, True)]
+    first = {f"grad.{name}": grad for name, grad in gradients(state).items()}
+    for step in range(1, steps):
+        results.append(train_step(run, state, batch_of(run, step), dtype, None, True))
+    return results, first | whole(state.whole_tensors())
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Relative, in the norm of the tensor."""
+    size = float(one.double().norm())
+    return float((one.double() - other.double()).norm()) / (size or 1.0)
+
+
+def off(one: float, other: float) -> float:
+    """The relative difference of two numbers."""
+    return abs(one - other) / (abs(one) or 1.0)
+
+
+def compare(alone: tuple[list[StepResult], Found], spread: tuple[list[StepResult], Found]) -> Found:
+    """The largest differences by kind, and how many tensors there are of each."""
+    (results, tensors), (others, found) = alone, spread
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("random.")}
+    found = {name: x for name, x in found.items() if not name.startswith("random.")}
+    buffers = [name for name in tensors if ".rules." in name]
+    rest = [name for name in tensors if name not in buffers]
+    pairs = list(zip(results, others, strict=True))
+    counts = [
+        (a.count_E, b.count_E)
+        for one, other in pairs
+        for x, y in zip(one.stats, other.stats, strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
+    return {
+        "names": sorted(tensors) == sorted(found),
+        "loss": max(off(a.loss, b.loss) for a, b in pairs),
+        "norm": max(off(a.grad_norm, b.grad_norm) for a, b in pairs),
+        "sums": max((off(a.sums[k], b.sums[k]) for a, b in pairs for k in a.sums), default=0.0),
+        "ratios": max(
+            off(float(ratio), float(b.update_ratios[role]))
+            for a, b in pairs
+            for role, ratio in a.update_ratios.items()
+        ),
+        "worst": max((distance(tensors[name], found[name]), name) for name in rest),
+        "buffers": all(torch.equal(tensors[name], found[name]) for name in buffers),
+        "counts": all(torch.equal(a, b) for a, b in counts),
+        "num_buffers": len(buffers),
+        "num_counts": len(counts),
+    }
+
+
+def main() -> None:
+    out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+    dist.init_process_group("gloo")
+    ranks, found = dist.get_world_size(), []
+    for recipe, overrides, steps, layouts in cases:
+        run = override(getattr(tiny, recipe)(), overrides)
+        alone = trained(run, ALONE, steps)
+        for layout in layouts:
+            parallel = from_json(Parallel, layout)
+            world = laid_out(parallel.on(ranks), "cpu")
+            spread = dataclasses.replace(run, parallel=parallel)
+            result = compare(alone, trained(spread, world, steps))
+            found.append({"recipe": recipe, "layout": layout, **result})
+    if dist.get_rank() == 0:
+        out.write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Layouts of data and expert parallelism against one process: losses, gradients, norm, state.
+
+In fp64 nothing but the order of sums differs, so any factor (expert gradients doubled, losses
+averaged twice, a balance loss of the local batch alone) shows at once; in fp32 one step.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .ranks import launch
+
+TWO: list[dict[str, Any]] = [{}, {"ep": 2}, {"dp_replicate": 2}, {"ep": 2, "reshard": False}]
+FOUR: list[dict[str, Any]] = [
+    {"ep": 2},
+    {"ep": 4},
+    {"dp_replicate": 2, "ep": 2},
+    {"dp_replicate": 4},
+]
+
+
+def check(found: list[dict[str, Any]], bound: float) -> None:
+    for case in found:
+        assert case["names"], case
+        assert case["loss"] < bound and case["norm"] < bound and case["sums"] < bound, case
+        assert case["ratios"] < bound and case["worst"][0] < bound, case
+        assert case["num_counts"] > 0 and case["counts"] and case["buffers"], case
+
+
+@pytest.mark.parametrize(("ranks", "layouts"), [(2, TWO), (4, FOUR)])
+def test_training_equals_one_process_in_fp64(
+    ranks: int, layouts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Ten steps of a ScMoE under a budget; recycled tokens, two routers and tied weights."""
+    exact = ["precision=fp64"]
+    cases = [["tiny", exact, 10, layouts], ["wild", exact, 3, layouts[:2]]]
+    found = launch(ranks, "data_worker.py", tmp_path / "found.json", json_of(cases))
+    assert len(found) == len(layouts) + 2
+    check(found, 1e-10)
+
+
+def test_one_step_in_fp32(tmp_path: Path) -> None:
+    cases = [["tiny", ["precision=fp32"], 1, [{"ep": 2}]], ["pattern", ["precision=fp32"], 1, [{}]]]
+    found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
+    check(found, 1e-5)
+
+
+def json_of(cases: list[list[Any]]) -> str:
+    return json.dumps(cases)
