@@ -25,10 +25,19 @@ from moebius.train.run import Run
 
 def quickstart() -> Run:
     """A LongCat-style MoE on this machine's Python library: no download, minutes on a CPU."""
+    return _wide("quickstart", 256)
+
+
+def narrow() -> Run:
+    """Quickstart at half its width, which sees more tokens a parameter in the same time."""
+    return _wide("quickstart-narrow", 128)
+
+
+def _wide(name: str, width: int) -> Run:
     mixer = MLA(
-        heads=4,
-        q_rank=128,
-        kv_rank=64,
+        heads=width // 64,
+        q_rank=width // 2,
+        kv_rank=width // 4,
         nope_width=32,
         rope_width=32,
         v_width=64,
@@ -40,24 +49,25 @@ def quickstart() -> Run:
         zero_experts=20,
         top_k=4,
         ffn_per_token=3.0,
-        expert_width=192,
+        expert_width=3 * width // 4,
         split=2.0,
         # In so short a run scores drift all the way: the mean, which holds the budget, must follow
         # fast; a single expert's bias must not, or it leaps over the small gaps between scores.
         balance=(Budget(mu=0.01, integral=0.02, mean_gain=400.0), GroupLoss()),
     )
-    layer = ScMoE(mixer=mixer, dense=Dense(512), moe=moe)
+    layer = ScMoE(mixer=mixer, dense=Dense(2 * width), moe=moe)
     roles = default_roles()
     roles["expert"] = Role(AdamW(), lr=0.7)
     # Vectors looked up by token see few gradients each; the router must not outrun its controller.
     roles["embedding"] = dataclasses.replace(roles["embedding"], lr=40.0)
     roles["router"] = dataclasses.replace(roles["router"], lr=0.03)
     return Run(
-        name="quickstart",
-        model=ModelConfig(width=256, layers=2 * (layer,), ends=(HiddenZ(),)),
+        name=name,
+        model=ModelConfig(width=width, layers=2 * (layer,), ends=(HiddenZ(),)),
         data=DataConfig(path="python:stdlib"),
         optim=OptimConfig(
-            lr=0.006,
+            # Tuned at both widths.
+            lr=0.006 * 256 / width,
             weight_decay=0.1,
             clip=1.0,
             schedule=WSD(warmup="2%", decay="50%"),
