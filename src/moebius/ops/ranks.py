@@ -1,16 +1,19 @@
 """Collectives that are the identity on one process, and what a part says of its own distribution.
 
 A group is a torch process group, or None for one process alone: a forward calls these functions and
-never asks which it is. Letters: M rows, D width.
+never asks which it is. The objective is the SUM of what all ranks compute of it, so the gradient
+that a rank has of something all of them hold is a share, and shares add up to the whole; sums over
+ranks are their own transpose. Letters: M rows, D width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 Group = dist.ProcessGroup | None
@@ -22,25 +25,46 @@ class Ranks:
 
     # The global batch: each has other tokens of it.
     data: Group = None
+    # The same tokens: each computes with its own heads, hidden units and words of the vocabulary.
+    tensor: Group = None
     # The weights: each element lies on one of them.
     weights: Group = None
     # The experts: each is held by one of them.
     experts: Group = None
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Each rank of a group holds an equal part of a weight along `dim`, 0 or 1.
+
+    Where several matrices of equal height lie one above the other (`blocks`; gate and up: 2), it
+    holds a part of each. Over no group nothing is cut.
+    """
+
+    group: Group
+    dim: int = 0
+    blocks: int = 1
+
+
 class Spread(ABC):
     """A part that computes with other ranks or holds only some of its weights."""
 
     @abstractmethod
-    def spread(self, ranks: Ranks) -> Mapping[str, Group]:
-        """Take the groups over, before the first forward; the own weights whose first dim is to be
-        cut into equal parts over the ranks of a group. ValueError where the part cannot.
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Take the groups over, before the first forward; how its own weights are to be cut.
+
+        ValueError where the part cannot be spread over such groups.
         """
 
 
 def size_of(group: Group) -> int:
     """How many ranks a group has."""
     return 1 if group is None else group.size()
+
+
+def rank_in(group: Group) -> int:
+    """Which of them this process is."""
+    return 0 if group is None else group.rank()
 
 
 def summed(x: Tensor, group: Group) -> Tensor:
@@ -50,6 +74,57 @@ def summed(x: Tensor, group: Group) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total, group=group)
     return total
+
+
+class _Added(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return summed(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return summed(grad_outputs[0].contiguous(), ctx.group), None
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return summed(grad_outputs[0].contiguous(), ctx.group), None
+
+
+def added(x: Tensor, group: Group) -> Tensor:
+    """The sum of x over the ranks, on each of them; in the backward the shares are added up."""
+    return x if group is None else _Added.apply(x, group)  # pyright: ignore
+
+
+def copied(x: Tensor, group: Group) -> Tensor:
+    """x itself, already the same on every rank; in the backward the shares are added up."""
+    return x if group is None else _Copied.apply(x, group)  # pyright: ignore
+
+
+@overload
+def share(x: Tensor, group: Group) -> Tensor: ...
+@overload
+def share(x: None, group: Group) -> None: ...
+def share(x: Tensor | None, group: Group) -> Tensor | None:
+    """This rank's part of what is to be added once, by ranks of which each adds something."""
+    return x if x is None or group is None else x / group.size()
+
+
+def looked_up(index: Tensor, w_VD: Tensor, group: Group) -> Tensor:
+    """Rows of a table of which each rank holds an equal part, in order."""
+    if group is None:
+        return F.embedding(index, w_VD)
+    own = index - group.rank() * len(w_VD)
+    here = (own >= 0) & (own < len(w_VD))
+    rows = F.embedding(torch.where(here, own, 0), w_VD)
+    return added(rows * here[..., None], group)
 
 
 class _Exchange(torch.autograd.Function):

@@ -1,7 +1,7 @@
-"""Which rows of a weight a rank holds, and how the whole is put together from all of them.
+"""Which part of a weight a rank holds, and how the whole is put together from all of them.
 
-A shard cuts the first dim; ranks may hold different numbers of rows, and none at all. Whatever has
-a row for each row of its weight (a gradient, a moment) is cut the same way.
+A shard cuts rows, or some columns of rows; ranks may hold different numbers of rows, and none at
+all. Whatever has an element for each of its weight (a gradient, a moment) is cut the same way.
 """
 
 from dataclasses import dataclass
@@ -10,34 +10,76 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Span:
+    """What lies on a rank: ranges of rows, one after the other; of these some columns, or all."""
+
+    rows: tuple[Range, ...]
+    columns: Range | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the part."""
+        return sum(stop - start for start, stop in self.rows)
+
+    def within(self, first: int, last: int) -> "Span":
+        """The span of rows `first` to `last` of this span's own."""
+        kept: list[Range] = []
+        for start, stop in self.rows:
+            low, high = max(start, start + first), min(stop, start + last)
+            if low < high:
+                kept.append((low, high))
+            first, last = first - (stop - start), last - (stop - start)
+        return Span(tuple(kept), self.columns)
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The part, as a copy."""
+        whole = whole if self.columns is None else whole[:, slice(*self.columns)]
+        return torch.cat([whole[:0], *(whole[start:stop] for start, stop in self.rows)])
+
+    def put(self, part: Tensor, whole: Tensor) -> None:
+        """Write the part to its place in the whole."""
+        whole = whole if self.columns is None else whole[:, slice(*self.columns)]
+        sizes = [stop - start for start, stop in self.rows]
+        for (start, stop), rows in zip(self.rows, part.split(sizes), strict=True):
+            whole[start:stop] = rows
+
 
 @dataclass(frozen=True)
 class Shard:
-    """The whole's shape, the rows of each rank of a group, and which of them this one is."""
+    """The whole's shape, the span of each rank of a group, and which of them this one is."""
 
     shape: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
     rank: int
     group: dist.ProcessGroup
 
     @property
     def cuts_matrices(self) -> bool:
-        """Whether rows of one matrix lie apart; a stack of them [E, R, C] is cut between them."""
+        """Whether parts of one matrix lie apart; a stack of them [E, R, C] is cut between them."""
         return len(self.shape) < 3
 
     def part(self, whole: Tensor) -> Tensor:
-        """This rank's rows of the whole, as a copy."""
-        start, stop = self.spans[self.rank]
-        return whole[start:stop].clone()
+        """This rank's part of the whole, as a copy."""
+        return self.spans[self.rank].of(whole)
+
+    def shape_of(self, part: Tensor) -> tuple[int, ...]:
+        """The shape of the whole of which this rank's part is given, or which has all columns."""
+        start, stop = self.spans[self.rank].columns or (0, 0)
+        cut = stop > start and part.shape[1:] == (stop - start,)
+        return self.shape if cut else (self.shape[0], *part.shape[1:])
 
     def whole(self, part: Tensor) -> Tensor:
-        """The whole, on every rank, of what each gives its rows of."""
-        most = max(stop - start for start, stop in self.spans)
+        """The whole, on every rank, of what each gives its part of."""
+        most = max(span.num_rows for span in self.spans)
         mine = part.new_zeros(most, *part.shape[1:])
         mine[: len(part)] = part.detach()
         pieces = [torch.empty_like(mine) for _ in self.spans]
         dist.all_gather(pieces, mine, group=self.group)
-        whole = part.new_empty(self.shape[0], *part.shape[1:])
-        for piece, (start, stop) in zip(pieces, self.spans, strict=True):
-            whole[start:stop] = piece[: stop - start]
+        whole = part.new_empty(self.shape_of(part))
+        for piece, span in zip(pieces, self.spans, strict=True):
+            span.put(piece[: span.num_rows], whole)
         return whole

@@ -1,8 +1,9 @@
 """The parallel degrees of a run: how its ranks divide the batch, the weights and the experts.
 
-All ranks read other parts of the global batch. Within a replica the weights are cut over `dp_shard`
-ranks (FSDP2, arXiv 2304.11277), the experts over `ep` of these (GShard, arXiv 2006.16668) and then
-over the others.
+Within a replica the weights are cut over `dp_shard` ranks (FSDP2, arXiv 2304.11277), the experts
+over `ep` of these (GShard, arXiv 2006.16668) and then over the others; all of them read other parts
+of the global batch. Each of these is `tp` ranks that read the same tokens and share heads, hidden
+units and vocabulary (Megatron-LM, arXiv 1909.08053).
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Degrees:
-    """The degrees on so many ranks: replicas, ranks of one, and those that share its experts."""
+    """The degrees on so many ranks: replicas, readers of one, those that share its experts, and
+    the ranks that are one reader."""
 
     dp_replicate: int
     dp_shard: int
     ep: int
+    tp: int = 1
 
 
 @dataclass(frozen=True)
@@ -24,28 +27,29 @@ class Parallel:
     dp_replicate: int = 1
     dp_shard: int | None = None
     ep: int = 1
+    tp: int = 1
     # Give gathered weights back after the forward, and gather them again in the backward.
     reshard: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("dp_replicate", "dp_shard", "ep"):
+        for name in ("dp_replicate", "dp_shard", "ep", "tp"):
             if (degree := getattr(self, name)) is not None and degree < 1:
                 raise ValueError(f"parallel.{name} must be at least 1, not {degree}")
 
     def on(self, ranks: int) -> Degrees:
         """The degrees on so many ranks; ValueError where they do not make them up."""
-        shard, rest = self.dp_shard, ranks % self.dp_replicate
-        if shard is None and not rest:
-            shard = ranks // self.dp_replicate
-        if shard is None or shard * self.dp_replicate != ranks:
-            asked = " x ".join(str(d) for d in (self.dp_replicate, shard or "any"))
+        shard, others = self.dp_shard, self.dp_replicate * self.tp
+        if shard is None and not ranks % others:
+            shard = ranks // others
+        if shard is None or shard * others != ranks:
+            asked = " x ".join(str(d) for d in (self.dp_replicate, shard or "any", self.tp))
             raise ValueError(
-                f"parallel.dp_replicate x dp_shard is {asked}, but there are {ranks} processes; "
-                f"start that many (torchrun --nproc-per-node N -m moebius ...) or change the "
-                "degrees"
+                f"parallel.dp_replicate x dp_shard x tp is {asked}, but there are {ranks} "
+                "processes; start that many (torchrun --nproc-per-node N -m moebius ...) or "
+                "change the degrees"
             )
         if shard % self.ep:
             raise ValueError(
-                f"parallel.ep={self.ep} must divide dp_shard, the {shard} ranks of one replica"
+                f"parallel.ep={self.ep} must divide dp_shard, the {shard} readers of one replica"
             )
-        return Degrees(self.dp_replicate, shard, self.ep)
+        return Degrees(self.dp_replicate, shard, self.ep, self.tp)

@@ -1,14 +1,15 @@
-"""Spreading a model over ranks: experts are cut first, then everything is sharded by FSDP2.
+"""Spreading a model over ranks: what parts say is cut first, then everything is sharded by FSDP2.
 
 Parts say themselves what they do with other ranks (`ops.ranks.Spread`); gradients are summed over
-ranks and never averaged, because every loss is divided by the count of the global batch.
+ranks and never averaged, because every loss is divided by the count of the global batch. Ranks that
+hold the same part of a weight shard it among them, so that in a replica each element lies on one
+rank alone: nothing can drift, and nothing counts twice in a norm.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.fsdp._fully_shard._fsdp_common import (
     FSDPMeshInfo,
@@ -16,10 +17,10 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import (
     ShardPlacementResult,
 )
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor import Shard as Cut
+from torch.distributed.tensor import Shard as Placed
 
-from moebius.ops.ranks import Group, Spread
-from moebius.ops.shard import Shard
+from moebius.ops.ranks import Cut, Group, Spread, size_of
+from moebius.ops.shard import Shard, Span
 from moebius.parallel.world import World
 
 
@@ -31,15 +32,16 @@ def spread(
     `units` are gathered one at a time; `entries` are the model's methods by which it is entered.
     With `keep`, gathered weights stay until the backward. On one process nothing happens.
     """
-    if world.dense is None or world.sparse is None:
+    if world.dense is None:
         return {}
-    groups = _cut_experts(model, world)
     whole = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    own = {weight for name, weight in model.named_parameters() if name in groups}
-    sparse = _mesh_info(world.sparse)
+    cuts = _cut(model, world)
+    own = {weight: cuts[name] for name, weight in model.named_parameters() if name in cuts}
+    infos = {cut.group: _mesh_info(world, cut.group) for cut in cuts.values()}
 
     def place(weight: nn.Parameter) -> ShardPlacementResult | None:
-        return ShardPlacementResult(Cut(0), sparse) if weight in own else None
+        cut = own.get(weight)
+        return None if cut is None else ShardPlacementResult(Placed(0), infos[cut.group])
 
     options = {"mesh": world.dense, "reshard_after_forward": not keep, "shard_placement_fn": place}
     for unit in units:
@@ -50,9 +52,7 @@ def spread(
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            # Gloo has no scaled sum, the other way to a factor of 1.
-            module.set_force_sum_reduction_for_comms(True)
-    return {name: _shard(shape, name in groups, world) for name, shape in whole.items()}
+    return {name: _shard(shape, cuts.get(name, Cut(None)), world) for name, shape in whole.items()}
 
 
 def local(x: Tensor) -> Tensor:
@@ -65,42 +65,68 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def _cut_experts(model: nn.Module, world: World) -> dict[str, Group]:
-    """Let every part take its groups, and cut the weights it names; their names."""
-    found: dict[str, Group] = {}
+def _cut(model: nn.Module, world: World) -> dict[str, Cut]:
+    """Let every part take its groups, and cut the weights it names; how, by their names."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    found: dict[str, Cut] = {}
     for prefix, module in model.named_modules():
         if not isinstance(module, Spread):
             continue
-        for name, group in module.spread(world.ranks).items():
-            weight = model.get_parameter(path := f"{prefix}.{name}" if prefix else name)
-            assert group is not None
-            rows = weight.shape[0] // group.size()
-            start = group.rank() * rows
+        for name, cut in module.spread(world.ranks).items():
+            weight = model.get_parameter(f"{prefix}.{name}" if prefix else name)
+            path = names[id(weight)]
+            # A tied weight is named by each of its parts.
+            if cut.group is None or found.get(path) == cut:
+                continue
+            assert path not in found, f"{path} is cut in two ways"
+            _check(path, weight, cut)
             with torch.no_grad():
-                weight.data = weight.data[start : start + rows].clone()
-            found[path] = group
+                weight.data = _span(tuple(weight.shape), cut, cut.group.rank()).of(weight.data)
+            found[path] = cut
     return found
 
 
-def _mesh_info(mesh: DeviceMesh) -> FSDPMeshInfo:
+def _check(path: str, weight: Tensor, cut: Cut) -> None:
+    size, parts = weight.shape[cut.dim], cut.blocks * size_of(cut.group)
+    if size % parts:
+        raise ValueError(
+            f"{path} of shape {list(weight.shape)} cannot be cut into {parts} equal parts along "
+            f"dim {cut.dim}; choose degrees of parallel that divide it"
+        )
+
+
+def _span(shape: tuple[int, ...], cut: Cut, part: int) -> Span:
+    """The rows or columns of a part."""
+    parts = size_of(cut.group)
+    if cut.dim == 1:
+        assert cut.blocks == 1
+        width = shape[1] // parts
+        return Span(((0, shape[0]),), (part * width, (part + 1) * width))
+    height = shape[0] // (cut.blocks * parts)
+    starts = [(block * parts + part) * height for block in range(cut.blocks)]
+    return Span(tuple((start, start + height) for start in starts))
+
+
+def _mesh_info(world: World, group: Group) -> FSDPMeshInfo:
+    mesh = world.holders(group)
+    assert mesh is not None
     return HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
 
 
-def _shard(shape: tuple[int, ...], of_experts: bool, world: World) -> Shard:
-    """The rows of every rank of a replica; `shape` is that of what FSDP cut."""
-    assert world.ranks.weights is not None
-    degrees, group = world.degrees, world.ranks.weights
-    parts = degrees.ep if of_experts else 1
-    pieces = _chunks(shape[0], degrees.dp_shard // parts)
-    spans: list[tuple[int, int]] = []
-    for rank in range(degrees.dp_shard):
-        outer, expert = divmod(rank, parts)
-        start, stop = pieces[outer]
-        spans.append((expert * shape[0] + start, expert * shape[0] + stop))
-    return Shard((parts * shape[0], *shape[1:]), tuple(spans), group.rank(), group)
+def _shard(shape: tuple[int, ...], cut: Cut, world: World) -> Shard:
+    """What each rank of a replica holds of a weight of this shape."""
+    group = world.ranks.weights
+    assert group is not None
+    seats = world.seats(cut.group)
+    holders = 1 + max(place for _, place in seats)
+    spans: list[Span] = []
+    for part, place in seats:
+        span = _span(shape, cut, part)
+        spans.append(span.within(*_chunk(span.num_rows, holders, place)))
+    return Shard(shape, tuple(spans), group.rank(), group)
 
 
-def _chunks(rows: int, parts: int) -> list[tuple[int, int]]:
+def _chunk(rows: int, parts: int, i: int) -> tuple[int, int]:
     """As torch.chunk cuts: equal pieces, the last ones smaller or empty."""
     size = -(-rows // parts)
-    return [(min(rows, i * size), min(rows, (i + 1) * size)) for i in range(parts)]
+    return min(rows, i * size), min(rows, (i + 1) * size)

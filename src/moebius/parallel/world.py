@@ -1,21 +1,21 @@
 """The ranks of a run: which this process is, and the groups and meshes it belongs to.
 
 A launcher such as torchrun says each process its place; without one a process is alone, and every
-group is None. Ranks are ordered replica, then expert-sharding, then expert group, so that ranks
-which exchange tokens are neighbours.
+group is None. Ranks are ordered replica, expert-sharding, expert group, tensor group, so that those
+which tell each other most are neighbours.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
-from moebius.ops.ranks import Ranks, summed
+from moebius.ops.ranks import Group, Ranks, rank_in, size_of, summed
 from moebius.parallel.config import Degrees, Parallel
 
 # A rank that is waited for longer than this is taken for lost.
@@ -25,36 +25,44 @@ PATIENCE = timedelta(minutes=10)
 @final
 @dataclass(frozen=True)
 class World:
-    """This process among `size`. Meshes are None where the process is alone."""
+    """This process among `size`. Groups and meshes are None where the process is alone."""
 
     rank: int = 0
     size: int = 1
     degrees: Degrees = Degrees(1, 1, 1)
     ranks: Ranks = Ranks()
-    # Over replicas and ranks of a replica; and over those that hold the same experts.
+    everyone: Group = None
+    # Over replicas, and over the ranks of one that hold the same part of a weight: of those that
+    # are not cut otherwise, of experts, and of what a tensor group shares.
     dense: DeviceMesh | None = None
-    sparse: DeviceMesh | None = field(default=None)
+    sparse: DeviceMesh | None = None
+    sliced: DeviceMesh | None = None
 
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes and shows."""
         return self.rank == 0
 
+    @property
+    def reader(self) -> tuple[int, int]:
+        """Which part of a global batch this rank reads, of how many."""
+        return rank_in(self.ranks.data), size_of(self.ranks.data)
+
     def summed(self, x: Tensor) -> Tensor:
         """The sum over all ranks, the same bits on each."""
-        return summed(x, self.ranks.data)
+        return summed(x, self.everyone)
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any rank."""
-        if self.ranks.data is None:
+        if self.everyone is None:
             return flag
-        return bool(summed(torch.tensor(int(flag), device=self._device()), self.ranks.data))
+        return bool(summed(torch.tensor(int(flag), device=self._device()), self.everyone))
 
     def told(self, text: str) -> str:
         """What the main process says, on every rank."""
         said = [text]
-        if self.ranks.data is not None:
-            dist.broadcast_object_list(said, group_src=0, group=self.ranks.data)
+        if self.everyone is not None:
+            dist.broadcast_object_list(said, group_src=0, group=self.everyone)
         return said[0]
 
     def wait(self) -> None:
@@ -66,7 +74,26 @@ class World:
         if self.size == 1:
             return "one process"
         d = self.degrees
-        return f"{self.size} ranks: dp_replicate {d.dp_replicate}, dp_shard {d.dp_shard}, ep {d.ep}"
+        named = {"dp_replicate": d.dp_replicate, "dp_shard": d.dp_shard, "ep": d.ep, "tp": d.tp}
+        return f"{self.size} ranks: " + ", ".join(f"{name} {n}" for name, n in named.items())
+
+    def seats(self, group: Group) -> list[tuple[int, int]]:
+        """Of each rank of a replica: its part of what is cut over a group (which a part of the
+        model named), and its place among the ranks that hold the same part."""
+        d = self.degrees
+        ranks = range(d.dp_shard * d.tp)
+        if group is None:
+            return [(0, rank) for rank in ranks]
+        if group is self.ranks.tensor:
+            return [(rank % d.tp, rank // d.tp) for rank in ranks]
+        inner = [divmod(rank, d.tp) for rank in ranks]
+        return [(reader % d.ep, reader // d.ep * d.tp + twin) for reader, twin in inner]
+
+    def holders(self, group: Group) -> DeviceMesh | None:
+        """The mesh over replicas and those places."""
+        if group is None:
+            return self.dense
+        return self.sliced if group is self.ranks.tensor else self.sparse
 
     def _device(self) -> str:
         return "cpu" if self.dense is None else self.dense.device_type
@@ -94,14 +121,31 @@ def enter(parallel: Parallel, device: torch.device) -> World:
 
 def laid_out(degrees: Degrees, device: str) -> World:
     """The world of all processes of the default group."""
-    replicas, shards, ep = degrees.dp_replicate, degrees.dp_shard, degrees.ep
-    dense = init_device_mesh(device, (replicas, shards), mesh_dim_names=("replica", "shard"))
-    names = ("replica", "outer", "expert")
-    fine = init_device_mesh(device, (replicas, shards // ep, ep), mesh_dim_names=names)
-    experts = None if ep == 1 else fine["expert"].get_group()
-    ranks = Ranks(dist.group.WORLD, dense["shard"].get_group(), experts)
-    place = (dist.get_rank(), dist.get_world_size())
-    return World(*place, degrees, ranks, dense, fine["replica", "outer"])
+    replicas, ep, tp = degrees.dp_replicate, degrees.ep, degrees.tp
+    everyone, place = dist.group.WORLD, (dist.get_rank(), dist.get_world_size())
+    grid = torch.arange(place[1]).view(replicas, -1, ep, tp)
+    dense = _mesh(device, grid.flatten(1))
+    sparse = sliced = dense
+    data, tensor, experts = everyone, None, None
+    if ep > 1:
+        fine = DeviceMesh(device, grid.transpose(2, 3).flatten(1, 2), mesh_dim_names=_EXPERTS)
+        sparse, experts = fine["replica", "holder"], fine["expert"].get_group()
+    if tp > 1:
+        fine = DeviceMesh(device, grid.flatten(1, 2), mesh_dim_names=_TENSOR)
+        sliced, tensor = fine["replica", "holder"], fine["tensor"].get_group()
+        readers = DeviceMesh(device, grid.view(-1, tp).T.contiguous(), mesh_dim_names=_DATA)
+        data = readers["reader"].get_group() if place[1] > tp else None
+    ranks = Ranks(data=data, tensor=tensor, weights=dense["holder"].get_group(), experts=experts)
+    return World(*place, degrees, ranks, everyone, dense, sparse, sliced)
+
+
+_EXPERTS = ("replica", "holder", "expert")
+_TENSOR = ("replica", "holder", "tensor")
+_DATA = ("twin", "reader")
+
+
+def _mesh(device: str, grid: Tensor) -> DeviceMesh:
+    return DeviceMesh(device, grid, mesh_dim_names=("replica", "holder"))
 
 
 def leave() -> None:

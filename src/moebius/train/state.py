@@ -17,7 +17,9 @@ from torch import Tensor
 from moebius import checkpoint
 from moebius.checkpoint.tensors import Lazy
 from moebius.model.lm import LM
+from moebius.model.mixers import Mixer
 from moebius.model.weight import initialise, named_weights, set_products
+from moebius.ops.ranks import Spread
 from moebius.ops.shard import Shard
 from moebius.optim.optimizer import Optimizer
 from moebius.optim.rules import Slot
@@ -70,8 +72,7 @@ class TrainState:
         shard = self.weights.shards.get(name.rpartition(".")[0])
         if shard is None:
             return tensor
-        shape = (shard.shape[0], *tensor.shape[1:])
-        return Lazy(tensor.dtype, shape, partial(self.optimizer.whole_state, name))
+        return Lazy(tensor.dtype, shard.shape_of(tensor), partial(self.optimizer.whole_state, name))
 
     def counters(self) -> dict[str, Any]:
         """The plain numbers of the state."""
@@ -199,6 +200,7 @@ def _model_of(run: Run, device: torch.device, world: World) -> tuple[LM, Optimiz
 
 def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     """Spread a whole model over the ranks; its weights, or this rank's parts of them."""
+    check_plans(model, world)
     named = list(named_weights(model))
     shards = spread(model, model.blocks(), ("loss",), world, keep=not run.parallel.reshard)
     if not shards:
@@ -209,6 +211,19 @@ def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     first = {id(part): name for name, part in parts.items()}
     both = model.named_parameters(remove_duplicate=False)
     return Weights(world, tuple(slots), {name: shards[first[id(part)]] for name, part in both})
+
+
+def check_plans(model: LM, world: World) -> None:
+    """ValueError where a mixer cannot share its heads among the ranks of a tensor group."""
+    if world.ranks.tensor is None:
+        return
+    for layer, block in enumerate((*model.blocks(), model.ends)):
+        for mixer in (part for part in block.modules() if isinstance(part, Mixer)):
+            if not any(isinstance(part, Spread) for part in mixer.modules()):
+                name = type(mixer).__name__.strip("_")
+                raise ValueError(
+                    f"layer {layer}: {name} has no tensor-parallel plan; use parallel.tp=1"
+                )
 
 
 def optimizer_of(run: Run, weights: Weights) -> Optimizer:

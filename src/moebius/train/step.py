@@ -18,9 +18,10 @@ from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules
 from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
-from moebius.ops.ranks import Group, summed
+from moebius.ops.ranks import Group, size_of, summed
 from moebius.optim.optimizer import clip_
 from moebius.parallel.plan import local
+from moebius.parallel.world import World
 from moebius.train.qk_clip import Clipped
 from moebius.train.run import Run
 from moebius.train.state import TrainState
@@ -93,7 +94,7 @@ def train_step(
     model, world = state.model, state.weights.world
     for weight in model.parameters():
         weight.grad = None
-    own = batch.shard(world.rank, world.size)
+    own = own_part(batch, world)
     micro_batches = own.split(micro_rows(run, own))
     with observing(observer):
         total, sums, stats = forward_backward(
@@ -127,6 +128,16 @@ def train_step(
     state.tokens += batch.num_targets
     means = {name: float(value) for name, value in sums.items()}
     return StepResult(loss, norm, batch.num_targets, applied, means, stats, ratios, clipped)
+
+
+def own_part(batch: Batch, world: World) -> Batch:
+    """What a rank reads of a global batch.
+
+    The objective is the sum of what all ranks compute, and those of a tensor group compute the loss
+    of the same tokens: each target counts once for each of them.
+    """
+    own = batch.shard(*world.reader)
+    return dataclasses.replace(own, num_targets=own.num_targets * size_of(world.ranks.tensor))
 
 
 def micro_rows(run: Run, batch: Batch) -> int:

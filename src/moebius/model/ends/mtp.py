@@ -22,7 +22,6 @@ from moebius.model.part import Norm, Site
 from moebius.model.weight import Weight
 from moebius.ops.inject import inject
 from moebius.ops.linear import linear
-from moebius.ops.loss import head_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +72,7 @@ class _MTP(End):
             pair_BTX = torch.cat([token_BTD, step.hidden_norm(h_BTD)], dim=-1)
             h_BTD = step.block(linear(pair_BTX, step.w_join), ctx, None, {}).x_BTD
             next_BT, valid_BT = self._ahead(targets_BT, ctx, valid_BT, depth)
-            total = head_cross_entropy(
-                step.norm(h_BTD).flatten(0, 1), head.w_VD, next_BT.flatten(), valid_BT.flatten()
-            )
+            total = head.cross_entropy(step.norm(h_BTD), next_BT, valid_BT)
             out_BTD = inject(out_BTD, self.config.weight * total / ctx.num_targets)
             sums[f"mtp_{depth}"] = total.detach()
             sums[f"mtp_{depth}_targets"] = valid_BT.sum()

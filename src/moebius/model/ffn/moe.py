@@ -27,7 +27,7 @@ from moebius.ops.dispatch import combine, dispatch
 from moebius.ops.experts import experts
 from moebius.ops.inject import inject
 from moebius.ops.linear import linear
-from moebius.ops.ranks import Group, Ranks, Spread, size_of
+from moebius.ops.ranks import Cut, Ranks, Spread, added, size_of
 from moebius.ops.swiglu import clamped_swiglu, swiglu
 
 
@@ -116,8 +116,9 @@ class MoELayer(FeedForward, Spread):
         """The rules, typed."""
         return [rule for rule in self.rules if isinstance(rule, BalanceRule)]
 
-    def spread(self, ranks: Ranks) -> Mapping[str, Group]:
-        """Each rank of `ranks.experts` holds an equal share of the FFN experts."""
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.experts` holds an equal share of the FFN experts, each of
+        `ranks.tensor` an equal share of the hidden units of the shared ones."""
         capacity, share = self.config.capacity, size_of(ranks.experts)
         if capacity is not None and capacity.scope == "micro_batch" and size_of(ranks.data) > 1:
             raise ValueError(
@@ -130,9 +131,11 @@ class MoELayer(FeedForward, Spread):
                 f"{self.layout.num_ffn} experts"
             )
         self.ranks = ranks
-        if ranks.experts is None:
-            return {}
-        return dict.fromkeys(self._expert_weights(), ranks.experts)
+        cuts = dict.fromkeys(self._expert_weights(), Cut(ranks.experts))
+        if self.shared_gate_up is not None:
+            cuts["shared_gate_up"] = Cut(ranks.tensor, blocks=2)
+            cuts["shared_down"] = Cut(ranks.tensor, dim=1)
+        return cuts
 
     def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
         route: Route = self.router(h_BTD.flatten(0, 1), self.bias_E())
@@ -164,7 +167,8 @@ class MoELayer(FeedForward, Spread):
             zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)
             y_ND = y_ND + zero_N1.to(x_ND.dtype) * x_ND
         if self.shared_gate_up is not None and self.shared_down is not None:
-            y_ND = y_ND + linear(swiglu(linear(x_ND, self.shared_gate_up)), self.shared_down)
+            shared_ND = linear(swiglu(linear(x_ND, self.shared_gate_up)), self.shared_down)
+            y_ND = y_ND + added(shared_ND, self.ranks.tensor)
         return y_ND.view_as(pending.h_BTD), pending.stats
 
     def bias_E(self) -> Tensor:

@@ -20,6 +20,7 @@ from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
+from moebius.ops.ranks import Cut, Ranks, Spread, added, share, size_of
 
 # Norms of queries and keys: none, of each head (Qwen3), of all heads at once (OLMoE), or of each
 # head after the rotation (Hunyuan).
@@ -78,12 +79,28 @@ def _attend_BTT(ctx: Context, window: int | None) -> Tensor:
     return ctx.attend_BTT & (index_T[:, None] - index_T[None, :] < window)
 
 
-class Heads(nn.Module):
+def _cuts(config: GQA, site: Site, ranks: Ranks) -> Cut:
+    """How projections are cut by heads; ValueError where ranks would not have equal ones."""
+    parts = size_of(ranks.tensor)
+    if config.heads % parts or config.kv_heads % parts:
+        raise ValueError(
+            f"layer {site.layer}: parallel.tp={parts} must divide its {config.heads} heads and "
+            f"{config.kv_heads} kv_heads"
+        )
+    if parts > 1 and config.qk_norm == "full":
+        raise ValueError(
+            f"layer {site.layer}: qk_norm=full norms all heads at once and has no tensor-parallel "
+            "plan; use parallel.tp=1"
+        )
+    return Cut(ranks.tensor)
+
+
+class Heads(nn.Module, Spread):
     """Queries out of the model width, their attention, and what they saw back into it."""
 
     def __init__(self, config: GQA, site: Site) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.site, self.ranks = config, site, Ranks()
         width = config.heads * config.head_width
         self.w_q = Weight((width, site.width), "matrix", std=site.into(site.width))
         self.w_o = Weight((site.width, width), "matrix", std=site.back(width))
@@ -91,6 +108,15 @@ class Heads(nn.Module):
         self.b_o = Weight((site.width,), "bias") if config.bias else None
         self.q_norm = _norm(config, config.heads, site)
         self.sink_H = Weight((config.heads,), "scalar") if config.sinks else None
+
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.tensor` has an equal share of the heads."""
+        by_head, self.ranks = _cuts(self.config, self.site, ranks), ranks
+        cuts = {"w_q": by_head, "w_o": Cut(ranks.tensor, dim=1)}
+        for name, weight in (("b_q", self.b_q), ("sink_H", self.sink_H)):
+            if weight is not None:
+                cuts[name] = by_head
+        return cuts
 
     def forward(
         self,
@@ -117,7 +143,8 @@ class Heads(nn.Module):
             causal=whole,
             window=window,
         )
-        return linear(out_BTHK.flatten(-2), self.w_o, self.b_o)
+        b_o = share(self.b_o, self.ranks.tensor)
+        return added(linear(out_BTHK.flatten(-2), self.w_o, b_o), self.ranks.tensor)
 
     def flops(self, context: int, window: int | None) -> float:
         """Of scores and values per token, over the causal half of the context or the window."""
@@ -145,18 +172,23 @@ class Heads(nn.Module):
             scale_rows(weight, factor_H[:, None])
 
 
-class KeysValues(nn.Module):
+class KeysValues(nn.Module, Spread):
     """Finished keys (normed and rotated) and values: what a cache keeps."""
 
     def __init__(self, config: GQA, site: Site) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.site = config, site
         width, std = config.kv_heads * config.head_width, site.into(site.width)
         self.w_k = Weight((width, site.width), "matrix", std=std)
         self.w_v = Weight((width, site.width), "matrix", std=std)
         self.b_k = Weight((width,), "bias") if config.bias else None
         self.b_v = Weight((width,), "bias") if config.bias else None
         self.k_norm = _norm(config, config.kv_heads, site)
+
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.tensor` has an equal share of the key and value heads."""
+        names = ("w_k", "w_v") if self.b_k is None else ("w_k", "w_v", "b_k", "b_v")
+        return dict.fromkeys(names, _cuts(self.config, self.site, ranks))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """k_BTGK and v_BTGK of tokens."""

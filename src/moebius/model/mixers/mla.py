@@ -21,6 +21,7 @@ from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
+from moebius.ops.ranks import Cut, Ranks, Spread, added, share, size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,21 @@ class MLA(MixerConfig):
             raise ValueError("scale_correction needs q_rank: it aligns the query latent's variance")
 
 
-class Queries(nn.Module):
+def _by_head(config: MLA, site: Site, ranks: Ranks) -> Cut:
+    """How up-projections are cut; ValueError where ranks would not have equal shares of heads."""
+    if config.heads % (parts := size_of(ranks.tensor)):
+        raise ValueError(
+            f"layer {site.layer}: parallel.tp={parts} must divide its {config.heads} heads"
+        )
+    return Cut(ranks.tensor)
+
+
+class Queries(nn.Module, Spread):
     """Queries out of the model width, by way of a latent if there is a q_rank."""
 
     def __init__(self, config: MLA, site: Site) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.site = config, site
         q_in = site.width if config.q_rank is None else config.q_rank
         q_out = config.heads * (config.nope_width + config.rope_width)
         self.w_qa = self.b_qa = self.q_norm = None
@@ -72,12 +82,17 @@ class Queries(nn.Module):
         std = site.into(site.width if config.scale_correction else q_in)
         self.w_qb = Weight((q_out, q_in), "matrix", std=std)
 
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.tensor` has an equal share of the heads; the latent is of all."""
+        return {"w_qb": _by_head(self.config, self.site, ranks)}
+
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         """q_BTHX: P dims without positions, then R with them."""
         config, x_BTQ = self.config, x_BTD
         if self.w_qa is not None and self.q_norm is not None:
             x_BTQ = self.q_norm(linear(x_BTD, self.w_qa, self.b_qa))
-        q_BTHX = linear(x_BTQ, self.w_qb).unflatten(-1, (config.heads, -1))
+        width = config.nope_width + config.rope_width
+        q_BTHX = linear(x_BTQ, self.w_qb).unflatten(-1, (-1, width))
         rope = (config.rope_base, config.rope_scaling, config.rope_width)
         return rotated(q_BTHX, ctx.position_BT, *rope)
 
@@ -111,12 +126,12 @@ class Latents(nn.Module):
         return self.kv_norm(c_BTC) * self.scale, k_BT1R[:, :, 0]
 
 
-class LatentHeads(nn.Module):
+class LatentHeads(nn.Module, Spread):
     """Heads that read latents through their own up-projections, and write to the model width."""
 
     def __init__(self, config: MLA, site: Site) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.site, self.ranks = config, site, Ranks()
         kv_out = config.heads * (config.nope_width + config.v_width)
         std = site.into(site.width if config.scale_correction else config.kv_rank)
         self.w_kvb = Weight((kv_out, config.kv_rank), "matrix", std=std)
@@ -129,17 +144,28 @@ class LatentHeads(nn.Module):
             stretch *= (site.width / config.q_rank) ** 0.5
         self.score_scale = (config.nope_width + config.rope_width) ** -0.5 * stretch
 
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.tensor` has an equal share of the heads."""
+        self.ranks = ranks
+        by_head = _by_head(self.config, self.site, ranks)
+        return {"w_kvb": by_head, "w_o": Cut(ranks.tensor, dim=1)}
+
     def naive(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
         """y_BTD of whole sequences: keys and values are expanded."""
         k_BSHX, v_BSHV = self._expanded(c_BSC, k_BSR)
         out_BTHV = attention(q_BTHX, k_BSHX, v_BSHV, mask_BTS, self.score_scale, causal=True)
-        return linear(out_BTHV.flatten(-2), self.w_o, self.b_o)
+        return self._out(out_BTHV)
+
+    def _out(self, out_BTHV: Tensor) -> Tensor:
+        b_o = share(self.b_o, self.ranks.tensor)
+        return added(linear(out_BTHV.flatten(-2), self.w_o, b_o), self.ranks.tensor)
 
     def _expanded(self, c_BSC: Tensor, k_BSR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (without positions, then with) and values of every head."""
-        kv_BSHX = linear(c_BSC, self.w_kvb).unflatten(-1, (self.config.heads, -1))
-        k_BSHP, v_BSHV = kv_BSHX.split([self.config.nope_width, self.config.v_width], dim=-1)
-        k_BSHR = k_BSR[:, :, None].expand(-1, -1, self.config.heads, -1)
+        widths = [self.config.nope_width, self.config.v_width]
+        kv_BSHX = linear(c_BSC, self.w_kvb).unflatten(-1, (-1, sum(widths)))
+        k_BSHP, v_BSHV = kv_BSHX.split(widths, dim=-1)
+        k_BSHR = k_BSR[:, :, None].expand(-1, -1, k_BSHP.shape[2], -1)
         return torch.cat([k_BSHP, k_BSHR], dim=-1), v_BSHV
 
     def max_logits(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
@@ -156,14 +182,14 @@ class LatentHeads(nn.Module):
     def absorbed(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
         """y_BTD of tokens that continue cached latents, which stay as they are."""
         q_BTHP, q_BTHR = q_BTHX.split([self.config.nope_width, self.config.rope_width], dim=-1)
-        w_HXC = self.w_kvb.to(q_BTHP.dtype).unflatten(0, (self.config.heads, -1))
-        w_key_HPC, w_value_HVC = w_HXC.split([self.config.nope_width, self.config.v_width], dim=1)
+        widths = [self.config.nope_width, self.config.v_width]
+        w_HXC = self.w_kvb.to(q_BTHP.dtype).unflatten(0, (-1, sum(widths)))
+        w_key_HPC, w_value_HVC = w_HXC.split(widths, dim=1)
         q_BTHC = torch.einsum("bthp,hpc->bthc", q_BTHP, w_key_HPC)
         q_BTHX = torch.cat([q_BTHC, q_BTHR], dim=-1)
         k_BS1X = torch.cat([c_BSC, k_BSR], dim=-1)[:, :, None]
         mixed_BTHC = attention(q_BTHX, k_BS1X, c_BSC[:, :, None], mask_BTS, self.score_scale)
-        out_BTHV = torch.einsum("bthc,hvc->bthv", mixed_BTHC, w_value_HVC)
-        return linear(out_BTHV.flatten(-2), self.w_o, self.b_o)
+        return self._out(torch.einsum("bthc,hvc->bthv", mixed_BTHC, w_value_HVC))
 
 
 def empty_latents(config: MLA, batch: int, dtype: torch.dtype, device: torch.device) -> TokenCache:

@@ -17,7 +17,7 @@ from moebius.model.context import Context
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.balance import BalanceRule
 from moebius.model.ffn.routers import Route
-from moebius.ops.ranks import Group, Ranks, Spread, summed
+from moebius.ops.ranks import Cut, Ranks, Spread, summed
 
 Scope = Literal["sequence", "micro_batch", "global"]
 
@@ -42,7 +42,7 @@ class LoadLoss(BalanceRule, Spread):
         self.member: Tensor
         self.target: Tensor
 
-    def spread(self, ranks: Ranks) -> Mapping[str, Group]:
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
         self.ranks = ranks
         return {}
 
