@@ -52,6 +52,8 @@ def spread(
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            # Gloo has no scaled sum, the other way to a factor of 1.
+            module.set_force_sum_reduction_for_comms(True)
     return {name: _shard(shape, cuts.get(name, Cut(None)), world) for name, shape in whole.items()}
 
 
