@@ -17,7 +17,9 @@ class Context:
     position_BT: Tensor  # int64, position within the document
     document_BT: Tensor  # int64, changes where a document ends
     valid_BT: Tensor  # bool, False for padding: no loss, no load counted
-    attend_BTT: Tensor  # bool, [query, key]: causal and within the document
+    # bool, [query, key]: causal and within the document; keys are those of whole sequences.
+    attend_BTT: Tensor
+    place_T: Tensor  # int64, where in the sequence a token stands
     sequence_B: Tensor  # int64, index of the sequence in the whole run
     num_targets: Tensor  # scalar, valid targets of the GLOBAL batch: every loss is divided by it
     step: Tensor  # scalar int64, the training step (seeds what is random)
@@ -43,9 +45,21 @@ class Context:
             document_BT,
             valid_BT,
             same_BTT & causal_TT,
+            torch.arange(length, device=device),
             sequence_B,
             count.to(device),
             torch.tensor(step, device=device),
+        )
+
+    def at(self, place_T: Tensor) -> Self:
+        """The same of some tokens of each sequence, which see the keys of all."""
+        return dataclasses.replace(
+            self,
+            position_BT=self.position_BT[:, place_T],
+            document_BT=self.document_BT[:, place_T],
+            valid_BT=self.valid_BT[:, place_T],
+            attend_BTT=self.attend_BTT[:, place_T],
+            place_T=place_T,
         )
 
     @classmethod

@@ -25,6 +25,8 @@ class Ranks:
 
     # The global batch: each has other tokens of it.
     data: Group = None
+    # The same sequences: each has other tokens of them, and sees the keys and values of all.
+    context: Group = None
     # The same tokens: each computes with its own heads, hidden units and words of the vocabulary.
     tensor: Group = None
     # The weights: each element lies on one of them.
@@ -125,6 +127,50 @@ def looked_up(index: Tensor, w_VD: Tensor, group: Group) -> Tensor:
     here = (own >= 0) & (own < len(w_VD))
     rows = F.embedding(torch.where(here, own, 0), w_VD)
     return added(rows * here[..., None], group)
+
+
+def places(length: int, group: Group, device: torch.device | None = None) -> Tensor:
+    """Which tokens of a sequence this rank has: one piece from its front and one from its back, so
+    that causal attention costs each rank as much (Llama 3, 3.3.2)."""
+    return torch.cat(_pieces(length, group, device)[rank_in(group)])
+
+
+def _pieces(
+    length: int, group: Group, device: torch.device | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    ranks = size_of(group)
+    pieces = torch.arange(length, device=device).chunk(2 * ranks)
+    return [(pieces[rank], pieces[-1 - rank]) for rank in range(ranks)]
+
+
+class _Sequences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTX: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x_BTX) for _ in range(group.size())]
+        dist.all_gather(parts, x_BTX.contiguous(), group=group)
+        together = torch.cat(parts, dim=1)
+        place_S = _order(together.shape[1], group, x_BTX.device)
+        return torch.empty_like(together).index_copy_(1, place_S, together)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        grad_BSX, group = grad_outputs[0], ctx.group
+        by_rank = grad_BSX[:, _order(grad_BSX.shape[1], group, grad_BSX.device)]
+        parts = torch.stack(by_rank.chunk(group.size(), dim=1))
+        grad_BTX = torch.empty_like(parts[0])
+        dist.reduce_scatter_tensor(grad_BTX, parts, group=group)
+        return grad_BTX, None
+
+
+def _order(length: int, group: Group, device: torch.device) -> Tensor:
+    """The places of all ranks' tokens, one rank after the other."""
+    return torch.cat([torch.cat(pair) for pair in _pieces(length, group, device)])
+
+
+def sequences(x_BTX: Tensor, group: Group) -> Tensor:
+    """Whole sequences, in order, of what each rank has for its tokens of them (`places`)."""
+    return x_BTX if group is None else _Sequences.apply(x_BTX, group)  # pyright: ignore
 
 
 class _Exchange(torch.autograd.Function):

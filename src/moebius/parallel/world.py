@@ -45,8 +45,9 @@ class World:
 
     @property
     def reader(self) -> tuple[int, int]:
-        """Which part of a global batch this rank reads, of how many."""
-        return rank_in(self.ranks.data), size_of(self.ranks.data)
+        """Which sequences of a global batch this rank reads, of how many parts."""
+        shared = size_of(self.ranks.context)
+        return rank_in(self.ranks.data) // shared, size_of(self.ranks.data) // shared
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum over all ranks, the same bits on each."""
@@ -74,14 +75,14 @@ class World:
         if self.size == 1:
             return "one process"
         d = self.degrees
-        named = {"dp_replicate": d.dp_replicate, "dp_shard": d.dp_shard, "ep": d.ep, "tp": d.tp}
-        return f"{self.size} ranks: " + ", ".join(f"{name} {n}" for name, n in named.items())
+        names = ("dp_replicate", "dp_shard", "ep", "tp", "cp")
+        return f"{self.size} ranks: " + ", ".join(f"{name} {getattr(d, name)}" for name in names)
 
     def seats(self, group: Group) -> list[tuple[int, int]]:
         """Of each rank of a replica: its part of what is cut over a group (which a part of the
         model named), and its place among the ranks that hold the same part."""
         d = self.degrees
-        ranks = range(d.dp_shard * d.tp)
+        ranks = range(d.readers * d.tp)
         if group is None:
             return [(0, rank) for rank in ranks]
         if group is self.ranks.tensor:
@@ -126,7 +127,7 @@ def laid_out(degrees: Degrees, device: str) -> World:
     grid = torch.arange(place[1]).view(replicas, -1, ep, tp)
     dense = _mesh(device, grid.flatten(1))
     sparse = sliced = dense
-    data, tensor, experts = everyone, None, None
+    data, tensor, experts, context = everyone, None, None, None
     if ep > 1:
         fine = DeviceMesh(device, grid.transpose(2, 3).flatten(1, 2), mesh_dim_names=_EXPERTS)
         sparse, experts = fine["replica", "holder"], fine["expert"].get_group()
@@ -135,13 +136,18 @@ def laid_out(degrees: Degrees, device: str) -> World:
         sliced, tensor = fine["replica", "holder"], fine["tensor"].get_group()
         readers = DeviceMesh(device, grid.view(-1, tp).T.contiguous(), mesh_dim_names=_DATA)
         data = readers["reader"].get_group() if place[1] > tp else None
-    ranks = Ranks(data=data, tensor=tensor, weights=dense["holder"].get_group(), experts=experts)
+    if degrees.cp > 1:
+        rows = grid.view(-1, degrees.cp, tp).transpose(1, 2).reshape(-1, degrees.cp)
+        context = DeviceMesh(device, rows, mesh_dim_names=_CONTEXT)["sharer"].get_group()
+    weights = dense["holder"].get_group()
+    ranks = Ranks(data=data, context=context, tensor=tensor, weights=weights, experts=experts)
     return World(*place, degrees, ranks, everyone, dense, sparse, sliced)
 
 
 _EXPERTS = ("replica", "holder", "expert")
 _TENSOR = ("replica", "holder", "tensor")
 _DATA = ("twin", "reader")
+_CONTEXT = ("sequences", "sharer")
 
 
 def _mesh(device: str, grid: Tensor) -> DeviceMesh:

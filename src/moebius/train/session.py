@@ -102,7 +102,7 @@ def check(run: Run) -> Counts:
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
         optimizer_of(run, spread_weights(run, models[0]))
-    check_ranks(run, run.parallel.on(launched()).dp_shard)
+    check_ranks(run)
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
     for sink in run.sinks:
@@ -110,8 +110,9 @@ def check(run: Run) -> Counts:
     return count(models[0], run.sequence_length)
 
 
-def check_ranks(run: Run, ranks: int) -> None:
-    """ValueError where the run has what only one process can do."""
+def check_ranks(run: Run) -> None:
+    """ValueError where the run has what its processes cannot do together."""
+    degrees = run.parallel.on(launched())
     if launched() == 1:
         return
     if run.qk_clip is not None:
@@ -120,11 +121,19 @@ def check_ranks(run: Run, ranks: int) -> None:
         raise ValueError("products in low precision are for one process; use precision=bf16")
     sizes = {run.batch, *(size for _, size in run.batch_ramp)}
     sizes |= {section.batch for section in sections_of(run)}
-    odd = sorted(size for size in sizes if size % launched())
+    parts = degrees.dp_replicate * degrees.dp_shard
+    odd = sorted(size for size in sizes if size % parts)
     if odd:
         raise ValueError(
-            f"a batch of {odd[0]} sequences cannot be shared equally by {launched()} processes; "
+            f"a batch of {odd[0]} sequences cannot be shared equally by {parts} processes; "
             "choose a multiple"
+        )
+    lengths = {section.sequence_length for section in sections_of(run)}
+    odd = sorted(length for length in lengths if length % (2 * degrees.cp))
+    if degrees.cp > 1 and odd:
+        raise ValueError(
+            f"a sequence of {odd[0]} tokens cannot be shared equally by parallel.cp={degrees.cp}; "
+            f"choose a multiple of {2 * degrees.cp}"
         )
 
 
@@ -241,7 +250,8 @@ def trial(
         micro = batch.rows(0, min(len(batch), run.micro_batch or len(batch), 4)).to(device)
         # Stochastic rounding draws; the run begins with the random state of its seed all the same.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            forward_backward(state.model, [micro], 0, dtype, run.recompute)
+            sharers = state.weights.world.ranks.context
+            forward_backward(state.model, [micro], 0, dtype, run.recompute, sharers)
         state.model.zero_grad(set_to_none=True)
 
     return work

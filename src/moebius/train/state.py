@@ -214,15 +214,17 @@ def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
 
 
 def check_plans(model: LM, world: World) -> None:
-    """ValueError where a mixer cannot share its heads among the ranks of a tensor group."""
-    if world.ranks.tensor is None:
+    """ValueError where a mixer cannot share its heads or its sequences among ranks."""
+    shared = {"tp": world.ranks.tensor, "cp": world.ranks.context}
+    asked = [name for name, group in shared.items() if group is not None]
+    if not asked:
         return
     for layer, block in enumerate((*model.blocks(), model.ends)):
         for mixer in (part for part in block.modules() if isinstance(part, Mixer)):
             if not any(isinstance(part, Spread) for part in mixer.modules()):
                 name = type(mixer).__name__.strip("_")
                 raise ValueError(
-                    f"layer {layer}: {name} has no tensor-parallel plan; use parallel.tp=1"
+                    f"layer {layer}: {name} has no plan for parallel.{asked[0]}; use 1"
                 )
 
 

@@ -18,7 +18,7 @@ from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules
 from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
-from moebius.ops.ranks import Group, size_of, summed
+from moebius.ops.ranks import places, Group, size_of, summed
 from moebius.optim.optimizer import clip_
 from moebius.parallel.plan import local
 from moebius.parallel.world import World
@@ -57,15 +57,27 @@ def context_of(batch: Batch, step: int) -> Context:
 
 
 def forward_backward(
-    model: LM, micro_batches: Sequence[Batch], step: int, dtype: torch.dtype, recompute: bool
+    model: LM,
+    micro_batches: Sequence[Batch],
+    step: int,
+    dtype: torch.dtype,
+    recompute: bool,
+    sharers: Group = None,
 ) -> tuple[Tensor, dict[str, Tensor], Stats]:
-    """Accumulate gradients of micro-batches; (cross-entropy sum, other sums, router stats)."""
+    """Accumulate gradients of micro-batches; (cross-entropy sum, other sums, router stats).
+
+    Of whole sequences, or of this rank's tokens of them where `sharers` have the others.
+    """
     total: Tensor | None = None
     sums: dict[str, Tensor] = {}
     stats: Stats = ()
     for batch in micro_batches:
         ctx = context_of(batch, step)
-        loss = model.loss(batch.tokens_BT, batch.targets_BT, ctx, dtype=dtype, recompute=recompute)
+        given_BT = (batch.tokens_BT, batch.targets_BT)
+        if sharers is not None:
+            place_T = places(batch.tokens_BT.shape[1], sharers, batch.tokens_BT.device)
+            ctx, given_BT = ctx.at(place_T), tuple(x_BT[:, place_T] for x_BT in given_BT)
+        loss = model.loss(*given_BT, ctx, dtype=dtype, recompute=recompute)
         (loss.total / ctx.num_targets).backward()
         total = loss.total.detach() if total is None else total + loss.total.detach()
         for name, value in loss.sums.items():
@@ -98,7 +110,7 @@ def train_step(
     micro_batches = own.split(micro_rows(run, own))
     with observing(observer):
         total, sums, stats = forward_backward(
-            model, micro_batches, state.step, dtype, run.recompute
+            model, micro_batches, state.step, dtype, run.recompute, world.ranks.context
         )
     everyone = world.ranks.data
     total, stats = summed(total, everyone), _over(stats, everyone)

@@ -7,6 +7,7 @@ never cross a document. Letters: B T tokens, D width.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from moebius.model.part import Norm, Site
 from moebius.model.weight import Weight
 from moebius.ops.inject import inject
 from moebius.ops.linear import linear
+from moebius.ops.ranks import Cut, Ranks, Spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +56,17 @@ class _Step(nn.Module):
             )
 
 
-class _MTP(End):
+class _MTP(End, Spread):
     def __init__(self, config: MTP, site: Site) -> None:
         super().__init__()
         self.config = config
         self.steps = nn.ModuleList(_Step(config, site) for _ in range(config.depth))
+
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Its targets lie one token ahead, which another rank of the same sequence may have."""
+        if ranks.context is not None:
+            raise ValueError("MTP has no plan for parallel.cp; use 1, or leave MTP out")
+        return {}
 
     def forward(
         self, hidden_BTD: Tensor, targets_BT: Tensor, ctx: Context, embed: Embedding, head: Head

@@ -125,6 +125,11 @@ class MoELayer(FeedForward, Spread):
                 f"layer {self.layer}: capacity of scope micro_batch has no order of tokens over "
                 "ranks; use scope sequence"
             )
+        if capacity is not None and ranks.context is not None:
+            raise ValueError(
+                f"layer {self.layer}: capacity takes the first tokens of a sequence, which ranks "
+                "share; use parallel.cp=1 or no capacity"
+            )
         if self.layout.num_ffn % share:
             raise ValueError(
                 f"layer {self.layer}: parallel.ep={share} must divide its "

@@ -20,7 +20,7 @@ from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
-from moebius.ops.ranks import Cut, Ranks, Spread, added, share, size_of
+from moebius.ops.ranks import Cut, Ranks, Spread, added, sequences, share, size_of
 
 # Norms of queries and keys: none, of each head (Qwen3), of all heads at once (OLMoE), or of each
 # head after the rotation (Hunyuan).
@@ -75,8 +75,8 @@ def _attend_BTT(ctx: Context, window: int | None) -> Tensor:
     """Who sees whom in whole sequences: within a document, and no further back than the window."""
     if window is None:
         return ctx.attend_BTT
-    index_T = torch.arange(ctx.position_BT.shape[1], device=ctx.position_BT.device)
-    return ctx.attend_BTT & (index_T[:, None] - index_T[None, :] < window)
+    place_S = torch.arange(ctx.attend_BTT.shape[2], device=ctx.place_T.device)
+    return ctx.attend_BTT & (ctx.place_T[:, None] - place_S < window)
 
 
 def _cuts(config: GQA, site: Site, ranks: Ranks) -> Cut:
@@ -177,7 +177,7 @@ class KeysValues(nn.Module, Spread):
 
     def __init__(self, config: GQA, site: Site) -> None:
         super().__init__()
-        self.config, self.site = config, site
+        self.config, self.site, self.ranks = config, site, Ranks()
         width, std = config.kv_heads * config.head_width, site.into(site.width)
         self.w_k = Weight((width, site.width), "matrix", std=std)
         self.w_v = Weight((width, site.width), "matrix", std=std)
@@ -187,15 +187,16 @@ class KeysValues(nn.Module, Spread):
 
     def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
         """Each rank of `ranks.tensor` has an equal share of the key and value heads."""
+        self.ranks = ranks
         names = ("w_k", "w_v") if self.b_k is None else ("w_k", "w_v", "b_k", "b_v")
         return dict.fromkeys(names, _cuts(self.config, self.site, ranks))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """k_BTGK and v_BTGK of tokens."""
+        """k_BSGK and v_BSGK of tokens; of whole sequences, where ranks share them."""
         k = linear(x_BTD, self.w_k, self.b_k)
         k_BTGK = _normed_and_rotated(k, self.k_norm, self.config, ctx)
         v_BTGK = linear(x_BTD, self.w_v, self.b_v).unflatten(-1, (-1, self.config.head_width))
-        return k_BTGK, v_BTGK
+        return sequences(k_BTGK, self.ranks.context), sequences(v_BTGK, self.ranks.context)
 
     def clip(self, factor_G: Tensor) -> None:
         """Multiply the keys of each key head."""

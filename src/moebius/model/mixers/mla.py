@@ -21,7 +21,7 @@ from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
-from moebius.ops.ranks import Cut, Ranks, Spread, added, share, size_of
+from moebius.ops.ranks import Cut, Ranks, Spread, added, sequences, share, size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,26 +104,32 @@ class Queries(nn.Module, Spread):
         scale_rows(self.w_qb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
 
 
-class Latents(nn.Module):
+class Latents(nn.Module, Spread):
     """The finished latent and rotated key of each token: what a cache keeps."""
 
     def __init__(self, config: MLA, site: Site) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.ranks = config, Ranks()
         width = config.kv_rank + config.rope_width
         self.w_kva = Weight((width, site.width), "matrix", std=site.into(site.width))
         self.b_kva = Weight((width,), "bias") if config.bias else None
         self.kv_norm = Norm(config.kv_rank, config.latent_eps)
         self.scale = (site.width / config.kv_rank) ** 0.5 if config.scale_correction else 1.0
 
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Every rank of a tensor group has the same latents; sequences are put together here."""
+        self.ranks = ranks
+        return {}
+
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """c_BTC and k_BTR of tokens."""
+        """c_BSC and k_BSR of tokens; of whole sequences, where ranks share them."""
         config = self.config
         widths = [config.kv_rank, config.rope_width]
         c_BTC, k_BTR = linear(x_BTD, self.w_kva, self.b_kva).split(widths, dim=-1)
         k_BT1R = k_BTR[:, :, None]
         k_BT1R = rotated(k_BT1R, ctx.position_BT, config.rope_base, config.rope_scaling)
-        return self.kv_norm(c_BTC) * self.scale, k_BT1R[:, :, 0]
+        c_BTC, together = self.kv_norm(c_BTC) * self.scale, self.ranks.context
+        return sequences(c_BTC, together), sequences(k_BT1R[:, :, 0], together)
 
 
 class LatentHeads(nn.Module, Spread):

@@ -27,7 +27,7 @@ def attention_sdpa(
 ) -> Tensor:
     """See `moebius.ops.attention.attention`."""
     length = q_BTHK.shape[1]
-    if not causal or length <= BLOCK or q_BTHK.device.type != "cpu":
+    if not causal or length != k_BSGK.shape[1] or length <= BLOCK or q_BTHK.device.type != "cpu":
         return _attend(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale, sink_H)
     blocks: list[Tensor] = []
     for start in range(0, length, BLOCK):

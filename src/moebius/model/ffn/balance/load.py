@@ -61,10 +61,9 @@ class LoadLoss(BalanceRule, Spread):
             slot_XTS = torch.where(valid_XT[..., None], slot_XTS, scopes * num_outputs)
             count = torch.bincount(slot_XTS.flatten(), minlength=scopes * num_outputs + 1)[:-1]
             tokens_X1 = valid_XT.sum(1, keepdim=True)
-            if self.scope == "micro_batch":
-                # The loss of what all ranks read together: each adds its own tokens' part.
-                count = summed(count, self.ranks.data)
-                tokens_X1 = summed(tokens_X1, self.ranks.data)
+            # The loss of what ranks read together: each adds its own tokens' part.
+            shared = self.ranks.context if self.scope == "sequence" else self.ranks.data
+            count, tokens_X1 = summed(count, shared), summed(tokens_X1, shared)
             count_XJ = self._grouped(count.view(scopes, -1).to(prob_XJ.dtype))
             tokens_X1 = tokens_X1.clamp(min=1)
             load_XJ = count_XJ / tokens_X1 / self.target.to(prob_XJ.dtype)
