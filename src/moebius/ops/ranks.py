@@ -7,9 +7,9 @@ ranks are their own transpose. Letters: M rows, D width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Group = dist.ProcessGroup | None
+Exchange = Literal["all_to_all", "all_gather"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Ranks:
     weights: Group = None
     # The experts: each is held by one of them.
     experts: Group = None
+    # How tokens travel between those.
+    exchange: Exchange = "all_to_all"
 
 
 @dataclass(frozen=True)
@@ -125,41 +128,3 @@ def looked_up(index: Tensor, w_VD: Tensor, group: Group) -> Tensor:
     here = (own >= 0) & (own < len(w_VD))
     rows = F.embedding(torch.where(here, own, 0), w_VD)
     return added(rows * here[..., None], group)
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x_MD: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
-    ) -> Tensor:
-        ctx.back = (receive, send, group)
-        return _exchanged(x_MD, send, receive, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return _exchanged(grad_outputs[0], *ctx.back), None, None, None
-
-
-def _exchanged(
-    x_MD: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
-) -> Tensor:
-    out_MD = x_MD.new_empty(sum(receive), *x_MD.shape[1:])
-    dist.all_to_all_single(out_MD, x_MD.contiguous(), receive, send, group=group)
-    return out_MD
-
-
-def exchange(
-    x_MD: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
-) -> Tensor:
-    """All-to-all of rows: the first send[0] go to rank 0; receive[0] of the result come from it.
-
-    Its gradient goes back the same way.
-    """
-    return _Exchange.apply(x_MD, list(send), list(receive), group)  # pyright: ignore
-
-
-def exchange_counts(count_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """What each rank counted for this one, given what this one counted for each (int64)."""
-    received_R = torch.empty_like(count_R)
-    dist.all_to_all_single(received_R, count_R.contiguous(), group=group)
-    return received_R
