@@ -7,9 +7,9 @@ ranks are their own transpose. Letters: M rows, D width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Group = dist.ProcessGroup | None
+Exchange = Literal["all_to_all", "all_gather"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Ranks:
     weights: Group = None
     # The experts: each is held by one of them.
     experts: Group = None
+    # How tokens travel between those.
+    exchange: Exchange = "all_to_all"
 
 
 @dataclass(frozen=True)
@@ -127,85 +130,3 @@ def looked_up(index: Tensor, w_VD: Tensor, group: Group) -> Tensor:
     here = (own >= 0) & (own < len(w_VD))
     rows = F.embedding(torch.where(here, own, 0), w_VD)
     return added(rows * here[..., None], group)
-
-
-def places(length: int, group: Group, device: torch.device | None = None) -> Tensor:
-    """Which tokens of a sequence this rank has: one piece from its front and one from its back, so
-    that causal attention costs each rank as much (Llama 3, 3.3.2)."""
-    return torch.cat(_pieces(length, group, device)[rank_in(group)])
-
-
-def _pieces(
-    length: int, group: Group, device: torch.device | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    ranks = size_of(group)
-    pieces = torch.arange(length, device=device).chunk(2 * ranks)
-    return [(pieces[rank], pieces[-1 - rank]) for rank in range(ranks)]
-
-
-class _Sequences(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BTX: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(x_BTX) for _ in range(group.size())]
-        dist.all_gather(parts, x_BTX.contiguous(), group=group)
-        together = torch.cat(parts, dim=1)
-        place_S = _order(together.shape[1], group, x_BTX.device)
-        return torch.empty_like(together).index_copy_(1, place_S, together)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        grad_BSX, group = grad_outputs[0], ctx.group
-        by_rank = grad_BSX[:, _order(grad_BSX.shape[1], group, grad_BSX.device)]
-        parts = torch.stack(by_rank.chunk(group.size(), dim=1))
-        grad_BTX = torch.empty_like(parts[0])
-        dist.reduce_scatter_tensor(grad_BTX, parts, group=group)
-        return grad_BTX, None
-
-
-def _order(length: int, group: Group, device: torch.device) -> Tensor:
-    """The places of all ranks' tokens, one rank after the other."""
-    return torch.cat([torch.cat(pair) for pair in _pieces(length, group, device)])
-
-
-def sequences(x_BTX: Tensor, group: Group) -> Tensor:
-    """Whole sequences, in order, of what each rank has for its tokens of them (`places`)."""
-    return x_BTX if group is None else _Sequences.apply(x_BTX, group)  # pyright: ignore
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x_MD: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
-    ) -> Tensor:
-        ctx.back = (receive, send, group)
-        return _exchanged(x_MD, send, receive, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return _exchanged(grad_outputs[0], *ctx.back), None, None, None
-
-
-def _exchanged(
-    x_MD: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
-) -> Tensor:
-    out_MD = x_MD.new_empty(sum(receive), *x_MD.shape[1:])
-    dist.all_to_all_single(out_MD, x_MD.contiguous(), receive, send, group=group)
-    return out_MD
-
-
-def exchange(
-    x_MD: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
-) -> Tensor:
-    """All-to-all of rows: the first send[0] go to rank 0; receive[0] of the result come from it.
-
-    Its gradient goes back the same way.
-    """
-    return _Exchange.apply(x_MD, list(send), list(receive), group)  # pyright: ignore
-
-
-def exchange_counts(count_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """What each rank counted for this one, given what this one counted for each (int64)."""
-    received_R = torch.empty_like(count_R)
-    dist.all_to_all_single(received_R, count_R.contiguous(), group=group)
-    return received_R

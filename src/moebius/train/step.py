@@ -18,7 +18,8 @@ from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules
 from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
-from moebius.ops.ranks import places, Group, size_of, summed
+from moebius.ops.ranks import Group, size_of, summed
+from moebius.ops.sequences import places
 from moebius.optim.optimizer import clip_
 from moebius.parallel.plan import local
 from moebius.parallel.world import World

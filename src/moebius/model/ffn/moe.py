@@ -20,6 +20,7 @@ from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
 from moebius.model.ffn.capacity import Capacity, fit
 from moebius.model.ffn.routers import Route, RouterConfig
 from moebius.model.ffn.routers.softmax import Softmax
+from moebius.model.ffn.staged import Staged
 from moebius.model.part import Site
 from moebius.model.weight import Weight
 from moebius.monitor.tap import tap
@@ -83,7 +84,7 @@ class MoE(FeedForwardConfig):
         return MoELayer(self, site)
 
 
-class MoELayer(FeedForward, Spread):
+class MoELayer(Staged, Spread):
     def __init__(self, config: MoE, site: Site) -> None:
         super().__init__()
         self.config, self.layout, self.layer = config, config.layout, site.layer
@@ -157,16 +158,24 @@ class MoELayer(FeedForward, Spread):
                 loss = rule.loss(route, ctx)
                 weight_NS = weight_NS if loss is None else inject(weight_NS, loss)
         x_ND = h_BTD.flatten(0, 1)
-        sent = dispatch(x_ND, index_NS, weight_NS, self.layout.num_ffn, self.ranks.experts)
+        ways = (self.ranks.experts, self.ranks.exchange)
+        sent = dispatch(x_ND, index_NS, weight_NS, self.layout.num_ffn, *ways)
         return Pending(h_BTD, ctx, index_NS, weight_NS, stats, sent)
 
+    def compute(self, pending: Pending) -> Pending:
+        assert pending.sent is not None and not pending.sent.computed
+        rows = pending.sent.arrived()
+        weights = (self.w_gate_up_E2FD, self.w_down_EDF, self.b_gate_up_E2F, self.b_down_ED)
+        y_MD = experts(rows.x_MD, rows.index_MS, rows.weight_MS, *weights, self.activation)
+        return dataclasses.replace(pending, sent=pending.sent.returning(y_MD))
+
     def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
+        if pending.sent is not None and not pending.sent.computed:
+            pending = self.compute(pending)
         index_NS, weight_NS, sent = pending.index_NS, pending.weight_NS, pending.sent
         assert index_NS is not None and weight_NS is not None and sent is not None
         x_ND = pending.h_BTD.flatten(0, 1)
-        weights = (self.w_gate_up_E2FD, self.w_down_EDF, self.b_gate_up_E2F, self.b_down_ED)
-        y_MD = experts(sent.x_MD, sent.index_MS, sent.weight_MS, *weights, self.activation)
-        y_ND = combine(y_MD, sent, self.ranks.experts)
+        y_ND = combine(sent)
         if self.layout.num_zero:
             is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
             zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)

@@ -21,7 +21,8 @@ from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
-from moebius.ops.ranks import Cut, Ranks, Spread, added, sequences, share, size_of
+from moebius.ops.ranks import Cut, Ranks, Spread, added, share, size_of
+from moebius.ops.sequences import sequences
 
 
 @dataclasses.dataclass(frozen=True)

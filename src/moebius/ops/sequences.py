@@ -1,0 +1,58 @@
+"""Context parallelism: ranks share the tokens of a sequence and see the keys and values of all.
+
+Each rank has two pieces, one from the front and one from the back; keys and values are gathered
+before attention, which is cheap beside it where few heads carry them (Llama 3, 3.3.2). Letters: B
+sequences, T tokens here, S tokens of whole sequences.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moebius.ops.ranks import Group, rank_in, size_of
+
+
+def places(length: int, group: Group, device: torch.device | None = None) -> Tensor:
+    """Which tokens of a sequence this rank has: one piece from its front and one from its back, so
+    that causal attention costs each rank as much (Llama 3, 3.3.2)."""
+    return torch.cat(_pieces(length, group, device)[rank_in(group)])
+
+
+def _pieces(
+    length: int, group: Group, device: torch.device | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    ranks = size_of(group)
+    pieces = torch.arange(length, device=device).chunk(2 * ranks)
+    return [(pieces[rank], pieces[-1 - rank]) for rank in range(ranks)]
+
+
+class _Sequences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTX: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x_BTX) for _ in range(group.size())]
+        dist.all_gather(parts, x_BTX.contiguous(), group=group)
+        together = torch.cat(parts, dim=1)
+        place_S = _order(together.shape[1], group, x_BTX.device)
+        return torch.empty_like(together).index_copy_(1, place_S, together)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        grad_BSX, group = grad_outputs[0], ctx.group
+        by_rank = grad_BSX[:, _order(grad_BSX.shape[1], group, grad_BSX.device)]
+        parts = torch.stack(by_rank.chunk(group.size(), dim=1))
+        grad_BTX = torch.empty_like(parts[0])
+        dist.reduce_scatter_tensor(grad_BTX, parts, group=group)
+        return grad_BTX, None
+
+
+def _order(length: int, group: Group, device: torch.device) -> Tensor:
+    """The places of all ranks' tokens, one rank after the other."""
+    return torch.cat([torch.cat(pair) for pair in _pieces(length, group, device)])
+
+
+def sequences(x_BTX: Tensor, group: Group) -> Tensor:
+    """Whole sequences, in order, of what each rank has for its tokens of them (`places`)."""
+    return x_BTX if group is None else _Sequences.apply(x_BTX, group)  # pyright: ignore
