@@ -42,10 +42,12 @@ class _Sequences(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         grad_BSX, group = grad_outputs[0], ctx.group
         by_rank = grad_BSX[:, _order(grad_BSX.shape[1], group, grad_BSX.device)]
-        parts = torch.stack(by_rank.chunk(group.size(), dim=1))
-        grad_BTX = torch.empty_like(parts[0])
+        parts = torch.cat(by_rank.chunk(group.size(), dim=1))
+        # Added up in fp32 at least.
+        parts = parts.to(torch.promote_types(parts.dtype, torch.float32))
+        grad_BTX = parts.new_empty(len(grad_BSX), *parts.shape[1:])
         dist.reduce_scatter_tensor(grad_BTX, parts, group=group)
-        return grad_BTX, None
+        return grad_BTX.to(grad_BSX.dtype), None
 
 
 def _order(length: int, group: Group, device: torch.device) -> Tensor:

@@ -2,9 +2,9 @@
 
 Within a replica the weights are cut over `dp_shard` ranks (FSDP2, arXiv 2304.11277), the experts
 over `ep` of these (GShard, arXiv 2006.16668) and then over the others; all of them read other parts
-of the global batch, or, `cp` neighbours, other tokens of the same sequences (Llama 3, 3.3.2). Each of
-these is `tp` ranks that read the same tokens and share heads, hidden
-units and vocabulary (Megatron-LM, arXiv 1909.08053).
+of the global batch, or, in groups of `cp`, other tokens of the same sequences (Llama 3, 3.3.2).
+Each of these is `tp` ranks that read the same tokens and share heads, hidden units and vocabulary
+(Megatron-LM, arXiv 1909.08053).
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Parallel:
             )
         if shard * self.cp % self.ep:
             raise ValueError(
-                f"parallel.ep={self.ep} must divide dp_shard x cp, the {shard * self.cp} readers of "
-                "one replica"
+                f"parallel.ep={self.ep} must divide dp_shard x cp, the {shard * self.cp} readers "
+                "of one replica"
             )
         return Degrees(self.dp_replicate, shard, self.ep, self.tp, self.cp)
