@@ -18,6 +18,7 @@ from moebius.checkpoint.tensors import Lazy
 from moebius.config import from_json, override
 from moebius.data.loader import Batch
 from moebius.parallel.config import Parallel
+from moebius.parallel.plan import local
 from moebius.parallel.world import ALONE, World, laid_out
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
@@ -56,8 +57,8 @@ def gradients(state: TrainState) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for slot, weight in state.weights.slots:
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        local = grad.to_local() if hasattr(grad, "to_local") else grad
-        found[slot.name] = local.clone() if slot.shard is None else slot.shard.whole(local)
+        part = local(grad)
+        found[slot.name] = part.clone() if slot.shard is None else slot.shard.whole(part)
     return found
 
 

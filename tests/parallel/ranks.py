@@ -16,8 +16,9 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 def environment() -> dict[str, str]:
-    """One thread a rank: several ranks share the cores of a test."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """One thread a rank: several ranks share the cores of a test. They import what it imports."""
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
 
 def launch(ranks: int, worker: str, out: Path, *arguments: str | Path) -> Any:

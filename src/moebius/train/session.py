@@ -25,13 +25,14 @@ from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
 from moebius.ops.native.memory import keep_freed_memory
+from moebius.ops.ranks import Spread
 from moebius.parallel.world import ALONE, World, launched
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
 from moebius.train.precision import DTYPES, choose, products_of
 from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
-from moebius.train.state import TrainState, new_state, optimizer_of, spread_weights
+from moebius.train.state import TrainState, check_plans, new_state, optimizer_of, spread_weights
 from moebius.train.step import forward_backward
 
 Say = Callable[[str], None]
@@ -102,6 +103,7 @@ def check(run: Run) -> Counts:
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
         optimizer_of(run, spread_weights(run, models[0]))
+        check_plans(models[0], run.parallel.on(launched()))
     check_ranks(run)
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
@@ -135,6 +137,15 @@ def check_ranks(run: Run) -> None:
             f"a sequence of {odd[0]} tokens cannot be shared equally by parallel.cp={degrees.cp}; "
             f"choose a multiple of {2 * degrees.cp}"
         )
+
+
+def check_layout(run: Run, world: World) -> None:
+    """ValueError where a part of the model cannot be spread over these ranks; writes nothing."""
+    with torch.device("meta"):
+        model = run.model.build(run.vocab)
+    for module in model.modules():
+        if isinstance(module, Spread):
+            module.spread(world.ranks)
 
 
 def counts_of(run: Run, section: Section) -> Counts:

@@ -24,6 +24,7 @@ from moebius.ops.shard import Shard
 from moebius.optim.optimizer import Optimizer
 from moebius.optim.rules import Slot
 from moebius.optim.transfer import transferred
+from moebius.parallel.config import Degrees
 from moebius.parallel.plan import local, spread
 from moebius.parallel.world import ALONE, World
 from moebius.train.precision import products_of
@@ -200,7 +201,7 @@ def _model_of(run: Run, device: torch.device, world: World) -> tuple[LM, Optimiz
 
 def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     """Spread a whole model over the ranks; its weights, or this rank's parts of them."""
-    check_plans(model, world)
+    check_plans(model, world.degrees)
     named = list(named_weights(model))
     shards = spread(model, model.blocks(), ("loss",), world, keep=not run.parallel.reshard)
     if not shards:
@@ -213,10 +214,9 @@ def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     return Weights(world, tuple(slots), {name: shards[first[id(part)]] for name, part in both})
 
 
-def check_plans(model: LM, world: World) -> None:
+def check_plans(model: LM, degrees: Degrees) -> None:
     """ValueError where a mixer cannot share its heads or its sequences among ranks."""
-    shared = {"tp": world.ranks.tensor, "cp": world.ranks.context}
-    asked = [name for name, group in shared.items() if group is not None]
+    asked = [name for name in ("tp", "cp") if getattr(degrees, name) > 1]
     if not asked:
         return
     for layer, block in enumerate((*model.blocks(), model.ends)):
