@@ -42,11 +42,12 @@ class Parallel:
         if shard is None and not ranks % others:
             shard = ranks // others
         if shard is None or shard * others != ranks:
-            asked = " x ".join(str(d) for d in (self.dp_replicate, shard or "any", self.tp))
+            degrees = {"dp_replicate": self.dp_replicate, "dp_shard": shard or "any"}
+            degrees |= {"tp": self.tp} if self.tp > 1 else {}
             raise ValueError(
-                f"parallel.dp_replicate x dp_shard x tp is {asked}, but there are {ranks} "
-                "processes; start that many (torchrun --nproc-per-node N -m moebius ...) or "
-                "change the degrees"
+                f"parallel.{' x '.join(degrees)} is {' x '.join(map(str, degrees.values()))}, but "
+                f"there are {ranks} processes; start that many (torchrun --nproc-per-node N -m "
+                "moebius ...) or change the degrees"
             )
         if shard % self.ep:
             raise ValueError(

@@ -25,13 +25,14 @@ from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
 from moebius.ops.native.memory import keep_freed_memory
+from moebius.parallel.config import Degrees
 from moebius.parallel.world import ALONE, World, launched
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
 from moebius.train.precision import DTYPES, choose, products_of
 from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
-from moebius.train.state import TrainState, new_state, optimizer_of, spread_weights
+from moebius.train.state import TrainState, check_plans, new_state, optimizer_of, spread_weights
 from moebius.train.step import forward_backward
 
 Say = Callable[[str], None]
@@ -102,7 +103,8 @@ def check(run: Run) -> Counts:
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
         optimizer_of(run, spread_weights(run, models[0]))
-    check_ranks(run, run.parallel.on(launched()).dp_shard)
+    check_plans(models[0], run.parallel.tp)
+    check_ranks(run, run.parallel.on(launched()))
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
     for sink in run.sinks:
@@ -110,7 +112,7 @@ def check(run: Run) -> Counts:
     return count(models[0], run.sequence_length)
 
 
-def check_ranks(run: Run, ranks: int) -> None:
+def check_ranks(run: Run, degrees: Degrees) -> None:
     """ValueError where the run has what only one process can do."""
     if launched() == 1:
         return
@@ -120,10 +122,12 @@ def check_ranks(run: Run, ranks: int) -> None:
         raise ValueError("products in low precision are for one process; use precision=bf16")
     sizes = {run.batch, *(size for _, size in run.batch_ramp)}
     sizes |= {section.batch for section in sections_of(run)}
-    odd = sorted(size for size in sizes if size % launched())
+    readers = degrees.dp_replicate * degrees.dp_shard
+    odd = sorted(size for size in sizes if size % readers)
     if odd:
+        shares = "processes" if degrees.tp == 1 else f"groups of {degrees.tp} processes"
         raise ValueError(
-            f"a batch of {odd[0]} sequences cannot be shared equally by {launched()} processes; "
+            f"a batch of {odd[0]} sequences cannot be shared equally by {readers} {shares}; "
             "choose a multiple"
         )
 

@@ -200,7 +200,7 @@ def _model_of(run: Run, device: torch.device, world: World) -> tuple[LM, Optimiz
 
 def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     """Spread a whole model over the ranks; its weights, or this rank's parts of them."""
-    check_plans(model, world)
+    check_plans(model, world.degrees.tp)
     named = list(named_weights(model))
     shards = spread(model, model.blocks(), ("loss",), world, keep=not run.parallel.reshard)
     if not shards:
@@ -213,9 +213,9 @@ def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     return Weights(world, tuple(slots), {name: shards[first[id(part)]] for name, part in both})
 
 
-def check_plans(model: LM, world: World) -> None:
+def check_plans(model: LM, tp: int) -> None:
     """ValueError where a mixer cannot share its heads among the ranks of a tensor group."""
-    if world.ranks.tensor is None:
+    if tp == 1:
         return
     for layer, block in enumerate((*model.blocks(), model.ends)):
         for mixer in (part for part in block.modules() if isinstance(part, Mixer)):
