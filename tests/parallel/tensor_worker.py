@@ -18,6 +18,7 @@ from moebius.config import from_json
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ends.hidden_z import HiddenZ
 from moebius.model.ends.mtp import MTP
+from moebius.model.ffn import RouteStats
 from moebius.model.ffn.balance.group import GroupLoss
 from moebius.model.ffn.balance.router_z import RouterZ
 from moebius.model.ffn.balance.sign import Sign
@@ -37,7 +38,7 @@ from moebius.parallel.config import Parallel
 from moebius.parallel.world import ALONE, World, laid_out
 from moebius.train.run import Run
 from moebius.train.state import new_state
-from moebius.train.step import train_step
+from moebius.train.step import over_ranks, train_step
 from tests import tiny
 from tests.parallel.data_worker import Found, batch_of, compare, distance, trained, whole
 
@@ -147,6 +148,16 @@ def loss_op(world: World) -> Found:
     }
 
 
+def loads(world: World) -> list[list[int]]:
+    """What each rank takes for the loads of all, where those of a tensor group disagree."""
+    one = torch.tensor(1 + dist.get_rank())
+    routed = RouteStats(one.repeat(3), one.repeat(3).double(), one.repeat(3), one, one, one)
+    count_E = over_ranks(((routed,),), world)[0][0].count_E
+    told = [torch.empty_like(count_E) for _ in range(dist.get_world_size())]
+    dist.all_gather(told, count_E)
+    return [count.tolist() for count in told]
+
+
 def refusals(world: World) -> list[str]:
     """What is said of models that cannot be shared so."""
     odd: list[tuple[MixerConfig, int, int]] = [
@@ -173,7 +184,7 @@ def main() -> None:
     found: Found = {"layouts": layouts(cases)}
     world = laid_out(Parallel(tp=2).on(dist.get_world_size()), "cpu")
     found |= {"loss": loss_op(world), "refused": refusals(world)}
-    found["resumed"] = resumed(folder, world)
+    found |= {"resumed": resumed(folder, world), "loads": loads(world)}
     if dist.get_rank() == 0:
         out.write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -51,6 +51,13 @@ def test_weights_of_all_ranks_count_once_in_the_global_norm(found: Any) -> None:
         assert case["norm"] < BOUND, case
 
 
+def test_loads_are_one_where_ranks_of_a_tensor_group_disagree(found: Any) -> None:
+    """Router biases follow them on each rank: replicas that drift (a rounding apart) would stay."""
+    ranks = len(found["loads"])
+    total = sum(1 + rank for rank in range(0, ranks, 2))
+    assert found["loads"] == [[total] * 3] * ranks
+
+
 def test_a_checkpoint_of_ranks_goes_on_on_one_process(found: Any) -> None:
     """And ranks take over what one process saved, to the bit."""
     assert found["resumed"]["step"] == 2
