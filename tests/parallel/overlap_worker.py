@@ -127,7 +127,9 @@ def events(exchange: Exchange) -> list[str]:
     """What happened in a step of one ScMoE layer, in order."""
     model = built(tiny.tiny(), torch.float32)
     assert dist.group.WORLD is not None
-    link = Link(dist.group.WORLD)
+    clocks = dist.new_group()
+    assert isinstance(clocks, dist.ProcessGroup)
+    link = Link(dist.group.WORLD, clocks)
     cut(model, Ranks(dist.group.WORLD, experts=link, exchange=exchange))
     for name, module in model.layers[0].named_children():
         link.watch(name, module)

@@ -28,7 +28,7 @@ from moebius.monitor.progress import progress_bar
 from moebius.monitor.report import write_report
 from moebius.monitor.runs import list_runs
 from moebius.recipes import listing
-from moebius.train.loop import continue_run, fit
+from moebius.train.loop import begin_or_go_on, continue_run, fit
 
 app = typer.Typer(
     help="Train small Mixture-of-Experts language models, from raw text to a served model.",
@@ -50,8 +50,13 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder (else runs/NAME-N).")] = None,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Where --out holds this run already, go on with it.")
+    ] = False,
 ) -> None:
     """Train a recipe in a new run folder, or go on with a stopped run."""
+    if go_on and (resume is not None or out is None or recipe_name is None):
+        raise ValueError("--go-on needs a recipe and --out, the folder to begin or go on in")
     if resume is not None:
         if out is not None:
             raise ValueError("--resume goes on in its own folder; leave out --out")
@@ -62,7 +67,10 @@ def train(
     if recipe_name is None:
         raise ValueError("say which recipe to train, or --resume RUN; `moebius recipes` lists them")
     with progress_bar() as progress:
-        fit(run_of(recipe_name, overrides), out, progress)
+        if go_on and out is not None:
+            begin_or_go_on(run_of(recipe_name, overrides), out, progress)
+        else:
+            fit(run_of(recipe_name, overrides), out, progress)
 
 
 @app.command()

@@ -15,9 +15,11 @@ from moebius.bench.minhash import bench_minhash
 from moebius.bench.moe import LOADS, bench_moe
 from moebius.bench.moe import SHAPES as MOE_SHAPES
 from moebius.bench.optimizer import bench_optimizer
+from moebius.bench.overlap import Setting, bench_overlap
 from moebius.bench.steady import bench_steady
 from moebius.bench.step import bench_step
 from moebius.bench.table import print_result
+from moebius.bench.timeline import lines
 from moebius.bench.timing import WARM_UP
 from moebius.cli.common import (
     AsJson,
@@ -194,6 +196,20 @@ def steady_bench(
         run = run_or_default(name, overrides)
         result = bench_steady(run, steps=steps, every=every, progress=progress)
     print_result(result, as_json, as_markdown)
+
+
+@app.command("overlap")
+def overlap_bench(
+    delay_ms: Annotated[float, typer.Option(help="What each exchange takes longer.")] = 10.0,
+    tokens: Annotated[int, typer.Option(help="Tokens of each process.")] = 256,
+    width: Annotated[int, typer.Option(help="Model width.")] = 256,
+    exchange: Annotated[str, typer.Option(help="all_to_all or all_gather.")] = "all_to_all",
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show how much of a MoE's communication ScMoE hides, over a link that is slowed down."""
+    setting = Setting(delay_ms / 1e3, tokens, width, exchange, repeats)
+    print("\n".join(lines(bench_overlap(setting), as_json)))
 
 
 @app.command("minhash")

@@ -81,6 +81,15 @@ def summed(x: Tensor, group: Group) -> Tensor:
     return total
 
 
+def first(x: Tensor, group: Group) -> Tensor:
+    """What the first of the ranks has, on each of them; no gradient passes through."""
+    if group is None:
+        return x
+    told = x.detach().clone()
+    dist.broadcast(told, group=group, group_src=0)
+    return told
+
+
 class _Added(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -7,7 +7,7 @@ Each of these is `tp` ranks that read the same tokens and share heads, hidden un
 (Megatron-LM, arXiv 1909.08053).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,22 @@ class Parallel:
     cp: int = 1
     # Give gathered weights back after the forward, and gather them again in the backward.
     reshard: bool = True
+    # Seconds after which a run that ends no step is taken to hang; none: no rank is watched.
+    # Like the next it changes no bit of a run, so that configs which differ in it are equal.
+    patience: float | None = field(default=600.0, compare=False)
+    # Compare the weights of replicas every so many steps; none: never.
+    compare_every: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("dp_replicate", "dp_shard", "ep", "tp", "cp"):
             if (degree := getattr(self, name)) is not None and degree < 1:
                 raise ValueError(f"parallel.{name} must be at least 1, not {degree}")
+        if self.patience is not None and self.patience <= 0:
+            raise ValueError(f"parallel.patience must be above 0 (or none), not {self.patience}")
+        if self.compare_every is not None and self.compare_every < 1:
+            raise ValueError("parallel.compare_every must be at least 1 (or none)")
+        if self.compare_every is not None and self.dp_replicate == 1:
+            raise ValueError("parallel.compare_every compares replicas; set dp_replicate above 1")
 
     def on(self, ranks: int) -> Degrees:
         """The degrees on so many ranks; ValueError where they do not make them up."""
@@ -50,12 +61,12 @@ class Parallel:
         if shard is None and not ranks % others:
             shard = ranks // others
         if shard is None or shard * others != ranks:
-            asked = (self.dp_replicate, shard or "any", self.cp, self.tp)
-            asked = " x ".join(str(degree) for degree in asked)
+            degrees = {"dp_replicate": self.dp_replicate, "dp_shard": shard or "any"}
+            degrees |= {name: n for name, n in (("cp", self.cp), ("tp", self.tp)) if n > 1}
             raise ValueError(
-                f"parallel.dp_replicate x dp_shard x cp x tp is {asked}, but there are {ranks} "
-                "processes; start that many (torchrun --nproc-per-node N -m moebius ...) or "
-                "change the degrees"
+                f"parallel.{' x '.join(degrees)} is {' x '.join(map(str, degrees.values()))}, but "
+                f"there are {ranks} processes; start that many (torchrun --nproc-per-node N -m "
+                "moebius ...) or change the degrees"
             )
         if shard * self.cp % self.ep:
             raise ValueError(

@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.rendezvous import rendezvous
 
 from moebius.ops.ranks import Group, Ranks, rank_in, size_of, summed
 from moebius.parallel.config import Degrees, Parallel
+from moebius.parallel.meet import meet
 
 # A rank that is waited for longer than this is taken for lost.
 PATIENCE = timedelta(minutes=10)
@@ -116,7 +118,11 @@ def enter(parallel: Parallel, device: torch.device) -> World:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store, rank, size = next(rendezvous("env://"))
+        dist.init_process_group(
+            backend, store=meet(store, rank, size, PATIENCE), rank=rank, world_size=size
+        )
     return laid_out(degrees, device.type)
 
 

@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,12 @@ from typing import Any, final
 
 from moebius.checkpoint.files import replace_file
 from moebius.config import kept_name
+from moebius.train.run import TOKENIZER
 
-LOCK = ".lock"
+LOCK, RANKS, CODE, RUN = ".lock", "ranks", "code", "run.json"
+# What a run's folder may hold before it has its run.json; each file is first written aside.
+EARLY = frozenset({LOCK, RANKS, RUN, TOKENIZER, CODE})
+ASIDE = ".writing-"
 
 
 @final
@@ -55,21 +61,24 @@ class RunFolder:
         return cls(root / f"{name}-{number}")
 
     @classmethod
-    def at(cls, path: Path) -> "RunFolder":
-        """A new run's folder at a place the user chose; it may exist if it is empty."""
+    def at(cls, path: Path, *, half_made: bool = False) -> "RunFolder":
+        """A new run's folder at a place the user chose; it may exist if it is empty.
+
+        With `half_made`, it may hold what a start that was killed before run.json has left.
+        """
         path = path.absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(_cannot("make the run folder", path, error)) from error
-        check_place(path, empty=True)
+        check_place(path, empty=True, half_made=half_made)
         return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """The folder of an earlier run; reading it asks for no right to write."""
         path = path.absolute()
-        if not (path / "run.json").is_file():
+        if not cls(path).begun:
             raise ValueError(f"there is no run in {path} (no run.json); `moebius runs` lists them")
         return cls(path)
 
@@ -88,9 +97,22 @@ class RunFolder:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def ranks(self) -> Path:
+        """What each rank of a launch leaves while it lives."""
+        return self.path / RANKS
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run in it."""
+        return (self.path / RUN).is_file()
+
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from training here; the kernel frees it when this one dies."""
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
+        """Keep other processes from training here; the kernel frees it when this one dies.
+
+        One that is dying is waited for, so many seconds at most.
+        """
         try:
             held = [os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)]
         except OSError as error:
@@ -99,7 +121,7 @@ class RunFolder:
         os.register_at_fork(after_in_child=lambda: _close(held))
         try:
             try:
-                fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(held[0], time.monotonic() + wait)
             except BlockingIOError:
                 raise ValueError(
                     f"another process is training in {self.path}; wait for it or stop it"
@@ -173,7 +195,7 @@ class RunFolder:
 
         A file that already lies in `code/` stays as it is.
         """
-        path, code = Path(path).absolute(), self.path / "code"
+        path, code = Path(path).absolute(), self.path / CODE
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -196,10 +218,11 @@ class RunFolder:
             raise ValueError(_cannot("write", path, error)) from error
 
 
-def check_place(path: Path, *, empty: bool) -> None:
+def check_place(path: Path, *, empty: bool, half_made: bool = False) -> None:
     """ValueError where a folder cannot be made or used at `path`; writes nothing.
 
-    With `empty`, a folder that is there may hold nothing but a lock.
+    With `empty`, a folder that is there may hold nothing but a lock; with `half_made`, also what is
+    written before run.json.
     """
     path = path.absolute()
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
@@ -207,10 +230,29 @@ def check_place(path: Path, *, empty: bool) -> None:
         raise ValueError(f"cannot make the run folder {path}: {there} is not a folder")
     if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
         raise ValueError(f"{there} cannot be written; choose another --out")
-    if empty and there == path and any(inside.name != LOCK for inside in path.iterdir()):
+    allowed = EARLY if half_made else {LOCK}
+    if (
+        empty
+        and there == path
+        and not all(_is_of(inside.name, allowed) for inside in path.iterdir())
+    ):
         raise ValueError(
             f"{path} is not empty; go on with its run by --resume, or choose another --out"
         )
+
+
+def _is_of(name: str, allowed: AbstractSet[str]) -> bool:
+    return name in allowed or name.removeprefix(ASIDE) in allowed - {LOCK}
+
+
+def _take(descriptor: int, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _made(path: Path) -> bool:

@@ -1,11 +1,13 @@
 """The training loop, written out top to bottom.
 
-`fit` starts a run, `continue_run` resumes one; both end in `_train`, the loop itself. Where a stage
+`fit` starts a run, `continue_run` resumes one, `begin_or_go_on` does what is to be done; all end in
+`_train`, the loop itself. Where a stage
 ends, the state is saved and carried over into the next stage's model. Ctrl-C (or SIGTERM) ends the
 step in hand, saves, says how to go on, and only then is a KeyboardInterrupt.
 """
 
 import contextlib
+import json
 import math
 import shlex
 import signal
@@ -33,10 +35,12 @@ from moebius.ops.loss import choose as choose_loss
 from moebius.optim.rules.adamw import AdamW
 from moebius.optim.rules.ademamix import AdEMAMix
 from moebius.optim.rules.schedule_free import ScheduleFree
+from moebius.parallel.compare import check_replicas
+from moebius.parallel.watch import Watch, of_another_rank, watching
 from moebius.parallel.world import World, enter, leave
 from moebius.train.folder import RunFolder, check_place
 from moebius.train.measure import budgets, step_line
-from moebius.train.resume import reopen, resume
+from moebius.train.resume import rejoin, reopen, resume
 from moebius.train.run import Run
 from moebius.train.session import (
     Progress,
@@ -50,6 +54,8 @@ from moebius.train.session import (
 from moebius.train.step import StepResult, train_step
 
 Summary = dict[str, Any]
+# Seconds that a process which still holds the folder may take to end.
+DYING = 60.0
 
 
 def fit(run: Run, out: Path | str | None = None, progress: Progress | None = None) -> Path:
@@ -59,12 +65,15 @@ def fit(run: Run, out: Path | str | None = None, progress: Progress | None = Non
     """
     check(run)
     check_place(Path(out) if out else Path("runs"), empty=bool(out))
+
+    def new() -> RunFolder:
+        return RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), run.name)
+
     with _among_ranks(run) as world:
         prepared, loaders = open_stages(run, progress)
-        folder = _new_folder(run, out, world)
-        with _locked(folder, world), _display(run, world) as display:
+        with _held(world, new) as folder, _shown(run, folder, world) as (display, watch):
             session = start(run, folder, prepared, loaders, world=world)
-            _train(session, display)
+            _train(session, display, watch)
     return folder.path
 
 
@@ -80,41 +89,92 @@ def continue_run(
     folder = RunFolder.open(Path(path))
     old, run = reopen(folder, overrides)
     check(run)
-    with _among_ranks(run) as world, _locked(folder, world), _display(run, world) as display:
+    with _among_ranks(run) as world, _held(world, lambda: folder):
+        _go_on(old, run, folder, progress, world)
+    return folder.path
+
+
+def begin_or_go_on(run: Run, out: Path | str, progress: Progress | None = None) -> Path:
+    """`fit` where the folder holds no run yet, `continue_run` where it does; the folder's path.
+
+    One command for launchers that start again what died. The recipe is checked as overrides are; a
+    start that was killed before it had a run is begun anew, and a process that is still ending is
+    waited for.
+    """
+    check(run)
+    place = Path(out)
+
+    def there() -> RunFolder:
+        begun = RunFolder(place.absolute()).begun
+        return RunFolder.open(place) if begun else RunFolder.at(place, half_made=True)
+
+    with _among_ranks(run) as world, _held(world, there, wait=DYING) as folder:
+        if world.any(world.main and folder.begun):
+            old, new = rejoin(folder, run)
+            check(new)
+            _go_on(old, new, folder, progress, world)
+        else:
+            prepared, loaders = open_stages(run, progress)
+            with _shown(run, folder, world) as (display, watch):
+                session = start(run, folder, prepared, loaders, world=world)
+                _train(session, display, watch)
+    return folder.path
+
+
+def _go_on(old: Run, run: Run, folder: RunFolder, progress: Progress | None, world: World) -> None:
+    with _shown(run, folder, world) as (display, watch):
         prepared, loaders = open_stages(run, progress)
         session = resume(old, run, folder, prepared, loaders, display.message, world)
-        _train(session, display)
-    return folder.path
+        _train(session, display, watch)
 
 
 @contextlib.contextmanager
 def _among_ranks(run: Run) -> Iterator[World]:
     """The processes of a launch, for as long as they train together."""
-    world = enter(run.parallel, device_of(run))
+    try:
+        world = enter(run.parallel, device_of(run))
+    except RuntimeError as error:
+        if not of_another_rank(error):
+            raise
+        raise ValueError(f"a rank was lost while all were to meet: {error}") from error
     try:
         yield world
     finally:
         leave()
 
 
-def _new_folder(run: Run, out: Path | str | None, world: World) -> RunFolder:
-    """The folder that the main process makes, on every rank."""
-    path = ""
-    if world.main:
-        made = RunFolder.at(Path(out)) if out else RunFolder.create(Path("runs"), run.name)
-        path = str(made.path)
-    return RunFolder(Path(world.told(path)))
+@contextlib.contextmanager
+def _held(world: World, make: Callable[[], RunFolder], wait: float = 0.0) -> Iterator[RunFolder]:
+    """The folder that the main process makes and locks, on every rank; what forbids it as well."""
+    with contextlib.ExitStack() as stack:
+        said = ["", ""]
+        if world.main:
+            try:
+                folder = make()
+                stack.enter_context(folder.lock(wait))
+                said = [str(folder.path), ""]
+            except ValueError as error:
+                said = ["", str(error)]
+        path, refusal = json.loads(world.told(json.dumps(said)))
+        if refusal:
+            raise ValueError(refusal)
+        yield RunFolder(Path(path))
 
 
-def _locked(folder: RunFolder, world: World) -> contextlib.AbstractContextManager[None]:
-    return folder.lock() if world.main else contextlib.nullcontext()
+@contextlib.contextmanager
+def _shown(run: Run, folder: RunFolder, world: World) -> Iterator[tuple[LiveDisplay, Watch]]:
+    """What is shown of a run while it trains, and the watch over its ranks."""
+    console = None if world.main else Console(quiet=True)
+    with (
+        watching(folder.ranks, world, run.parallel.patience) as watch,
+        LiveDisplay(run.last_step, console) as display,
+    ):
+        for note in watch.notes:
+            display.message(note)
+        yield display, watch
 
 
-def _display(run: Run, world: World) -> LiveDisplay:
-    return LiveDisplay(run.last_step, None if world.main else Console(quiet=True))
-
-
-def _train(session: Session, display: LiveDisplay) -> None:
+def _train(session: Session, display: LiveDisplay, watch: Watch) -> None:
     run, state, folder = session.run, session.state, session.folder
     display.start(folder.path.name, _facts(session))
     metrics, events, sinks = _outputs(session)
@@ -125,8 +185,11 @@ def _train(session: Session, display: LiveDisplay) -> None:
     with _stop_requests() as stop_requested, contextlib.ExitStack() as closing:
         for sink in (metrics, events, *sinks):
             closing.callback(sink.close)
+        for message in watch.notes:
+            events.write({"step": state.step, "kind": "lost", "message": message})
         for message in session.notes:
             events.write({"step": state.step, "kind": "resumed", "message": message})
+        watch.at(state.step)
 
         while state.step < run.last_step and not session.world.any(stop_requested()):
             if state.step == session.section.end_step:
@@ -147,6 +210,7 @@ def _train(session: Session, display: LiveDisplay) -> None:
             result = train_step(run, state, batch, session.dtype, meter, measure)
             synchronise(session.device)
             state.seconds += time.perf_counter() - started
+            watch.at(state.step)
 
             if not result.applied:
                 events.write(_bad_step(result, state.step, batch.keys()))
@@ -178,10 +242,16 @@ def _train(session: Session, display: LiveDisplay) -> None:
                     f"{state.bad_in_a_row} updates in a row were not finite; the state is saved at "
                     f"step {state.step}, the batches are listed in {folder.events}"
                 )
+            every = run.parallel.compare_every
+            if every is not None and state.step % every == 0:
+                check_replicas(state.model.state_dict(), session.world, state.step, every)
             if state.step % run.checkpoint_every == 0:
+                watch.at(state.step, "saving")
                 session.save()
+                watch.at(state.step)
                 saved_at = state.step
 
+        watch.rest("ending")
         if state.step != saved_at or not folder.checkpoints.exists():
             session.save()
         interrupted = session.world.any(stop_requested())

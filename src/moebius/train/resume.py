@@ -14,13 +14,21 @@ import torch
 
 from moebius import checkpoint
 from moebius.checkpoint.manifest import STATE
-from moebius.config import fingerprint, identity, override
+from moebius.config import (
+    fingerprint,
+    from_json,
+    identity,
+    kept_name,
+    map_user_files,
+    override,
+    to_json,
+)
 from moebius.data.loader import Loader
 from moebius.data.prepared import Prepared
 from moebius.parallel.world import ALONE, World
 from moebius.train.change import check_change, unborn, with_own_tokenizer
-from moebius.train.folder import RunFolder
-from moebius.train.run import Run, inexact_changes, to_folder_json
+from moebius.train.folder import CODE, RunFolder
+from moebius.train.run import TOKENIZER, Run, inexact_changes, to_folder_json
 from moebius.train.sections import section_at, sections_of
 from moebius.train.session import (
     Imported,
@@ -43,11 +51,42 @@ def reopen(folder: RunFolder, overrides: Iterable[str]) -> tuple[Run, Run]:
     """The run of a folder, and what it becomes; ValueError where it may not. Writes nothing."""
     old, record = read_run(folder)
     new = with_own_tokenizer(override(old, overrides), folder.path, record)
-    if identity(old) != identity(new):
-        path = _newest(folder, record, _unheard)
-        counters = NOTHING if path is None else json.loads((path / STATE).read_bytes())
-        check_change(old, new, record, counters)
+    _check(folder, record, old, new)
     return old, new
+
+
+def rejoin(folder: RunFolder, given: Run) -> tuple[Run, Run]:
+    """The run of a folder, and what it becomes by the recipe given once more, as `reopen` does.
+
+    The user's files are found to be those that the run began with by what is in them.
+    """
+    old, record = read_run(folder)
+
+    def kept(file: str) -> str:
+        path = Path(file)
+        copy = folder.path / CODE / kept_name(path.stem, path.read_bytes())
+        return str(copy if copy.is_file() else path)
+
+    new = with_own_tokenizer(
+        from_json(Run, map_user_files(to_json(given), kept)), folder.path, record
+    )
+    own = folder.path / TOKENIZER
+    file = None if given.data.tokenizer is None else Path(given.data.tokenizer)
+    if file is not None and file.is_file() and own.is_file():
+        if file.read_bytes() != own.read_bytes():
+            raise ValueError(f"{file} is not the tokenizer that this run began with; restore it")
+        data = dataclasses.replace(new.data, tokenizer=str(own))
+        new = dataclasses.replace(new, data=data)
+    _check(folder, record, old, new)
+    return old, new
+
+
+def _check(folder: RunFolder, record: dict[str, Any], old: Run, new: Run) -> None:
+    if identity(old) == identity(new):
+        return
+    path = _newest(folder, record, _unheard)
+    counters = NOTHING if path is None else json.loads((path / STATE).read_bytes())
+    check_change(old, new, record, counters)
 
 
 def _newest(folder: RunFolder, record: dict[str, Any], say: Say) -> Path | None:

@@ -26,6 +26,7 @@ from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
 from moebius.ops.native.memory import keep_freed_memory
 from moebius.ops.ranks import Spread
+from moebius.parallel.config import Degrees
 from moebius.parallel.world import ALONE, World, launched
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
@@ -103,8 +104,8 @@ def check(run: Run) -> Counts:
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
         optimizer_of(run, spread_weights(run, models[0]))
-        check_plans(models[0], run.parallel.on(launched()))
-    check_ranks(run)
+    check_plans(models[0], run.parallel.on(launched()))
+    check_ranks(run, run.parallel.on(launched()))
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
     for sink in run.sinks:
@@ -112,9 +113,8 @@ def check(run: Run) -> Counts:
     return count(models[0], run.sequence_length)
 
 
-def check_ranks(run: Run) -> None:
+def check_ranks(run: Run, degrees: Degrees) -> None:
     """ValueError where the run has what its processes cannot do together."""
-    degrees = run.parallel.on(launched())
     if launched() == 1:
         return
     if run.qk_clip is not None:
@@ -123,11 +123,13 @@ def check_ranks(run: Run) -> None:
         raise ValueError("products in low precision are for one process; use precision=bf16")
     sizes = {run.batch, *(size for _, size in run.batch_ramp)}
     sizes |= {section.batch for section in sections_of(run)}
-    parts = degrees.dp_replicate * degrees.dp_shard
-    odd = sorted(size for size in sizes if size % parts)
+    readers = degrees.dp_replicate * degrees.dp_shard
+    odd = sorted(size for size in sizes if size % readers)
     if odd:
+        together = degrees.tp * degrees.cp
+        shares = "processes" if together == 1 else f"groups of {together} processes"
         raise ValueError(
-            f"a batch of {odd[0]} sequences cannot be shared equally by {parts} processes; "
+            f"a batch of {odd[0]} sequences cannot be shared equally by {readers} {shares}; "
             "choose a multiple"
         )
     lengths = {section.sequence_length for section in sections_of(run)}

@@ -18,7 +18,7 @@ from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules
 from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
-from moebius.ops.ranks import Group, size_of, summed
+from moebius.ops.ranks import Group, first, size_of, summed
 from moebius.ops.sequences import places
 from moebius.optim.optimizer import clip_
 from moebius.parallel.plan import local
@@ -114,7 +114,7 @@ def train_step(
             model, micro_batches, state.step, dtype, run.recompute, world.ranks.context
         )
     everyone = world.ranks.data
-    total, stats = summed(total, everyone), _over(stats, everyone)
+    total, stats = summed(total, everyone), over_ranks(stats, world)
     sums = {name: summed(value, everyone) for name, value in sums.items()}
     grads = {slot.name: _gradient(weight) for slot, weight in state.weights.slots}
     norm = float(clip_(list(grads.values()), run.optim.clip, world.ranks.weights))
@@ -164,9 +164,18 @@ def _gradient(weight: Tensor) -> Tensor:
     return local(torch.zeros_like(weight) if weight.grad is None else weight.grad)
 
 
-def _over(stats: Stats, everyone: Group) -> Stats:
-    """What the routers did on all ranks."""
-    return tuple(tuple(routed.over(everyone) for routed in layer) for layer in stats)
+def over_ranks(stats: Stats, world: World) -> Stats:
+    """What the routers did on all ranks, the same bits on each: biases that follow it never drift.
+
+    Ranks of a tensor group route the same tokens, but not on every device to the last bit.
+    """
+    names = [field.name for field in dataclasses.fields(RouteStats)]
+
+    def over(routed: RouteStats) -> RouteStats:
+        routed = routed.over(world.ranks.data)
+        return RouteStats(*(first(getattr(routed, name), world.ranks.tensor) for name in names))
+
+    return tuple(tuple(over(routed) for routed in layer) for layer in stats)
 
 
 def after_step(model: LM, stats: Stats, step: int) -> None:
