@@ -170,19 +170,21 @@ class MoELayer(Staged, Spread):
         return dataclasses.replace(pending, sent=pending.sent.returning(y_MD))
 
     def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
+        x_ND, shared_ND = pending.h_BTD.flatten(0, 1), None
+        if self.shared_gate_up is not None and self.shared_down is not None:
+            # Before anything is waited for.
+            shared_ND = linear(swiglu(linear(x_ND, self.shared_gate_up)), self.shared_down)
+            shared_ND = added(shared_ND, self.ranks.tensor)
         if pending.sent is not None and not pending.sent.computed:
             pending = self.compute(pending)
         index_NS, weight_NS, sent = pending.index_NS, pending.weight_NS, pending.sent
         assert index_NS is not None and weight_NS is not None and sent is not None
-        x_ND = pending.h_BTD.flatten(0, 1)
         y_ND = combine(sent)
         if self.layout.num_zero:
             is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
             zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)
             y_ND = y_ND + zero_N1.to(x_ND.dtype) * x_ND
-        if self.shared_gate_up is not None and self.shared_down is not None:
-            shared_ND = linear(swiglu(linear(x_ND, self.shared_gate_up)), self.shared_down)
-            y_ND = y_ND + added(shared_ND, self.ranks.tensor)
+        y_ND = y_ND if shared_ND is None else y_ND + shared_ND
         return y_ND.view_as(pending.h_BTD), pending.stats
 
     def bias_E(self) -> Tensor:
