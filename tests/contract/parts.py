@@ -35,7 +35,7 @@ def check_two_calls(config: Any) -> None:
     """`forward` is `begin` then `finish`; stats count the valid tokens and carry no gradient."""
     ffn, h_BTD, ctx = fresh(config), hidden(2, 16), padded_context()
     y_BTD, stats = ffn(h_BTD, ctx)
-    again_BTD, again = ffn.finish(ffn.begin(h_BTD, ctx))
+    again_BTD, again = ffn.finish(ffn.compute(ffn.begin(h_BTD, ctx)))
     assert torch.equal(y_BTD, again_BTD), "begin and finish give another output than forward"
     assert (stats is None) == (again is None)
     if stats is None:

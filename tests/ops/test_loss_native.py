@@ -183,5 +183,6 @@ def test_it_is_chosen_where_it_fits() -> None:
     assert choose(cpu, torch.bfloat16, 256) == "native"
     assert choose(cpu, torch.bfloat16, 250) == choose(cpu, torch.float32, 256) == "chunked"
     assert choose(torch.device("cuda"), torch.bfloat16, 256) == "chunked"
-    tensors = inputs(40, 32, 90)
-    assert torch.equal(head_cross_entropy(*tensors), BACKENDS["native"](*tensors))
+    h_ND, w_VD, target_N, valid_N = inputs(40, 32, 90)
+    found = head_cross_entropy(h_ND, w_VD, target_N, valid_N)
+    assert torch.equal(found, BACKENDS["native"](h_ND, w_VD, target_N, valid_N))

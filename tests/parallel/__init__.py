@@ -1,0 +1,1 @@
+"""Runs on several ranks, which every test starts as a user does."""

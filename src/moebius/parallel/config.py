@@ -9,6 +9,8 @@ Each of these is `tp` ranks that read the same tokens and share heads, hidden un
 
 from dataclasses import dataclass, field
 
+from moebius.ops.ranks import Exchange
+
 
 @dataclass(frozen=True)
 class Degrees:
@@ -36,6 +38,9 @@ class Parallel:
     ep: int = 1
     tp: int = 1
     cp: int = 1
+    # The collective by which tokens reach their experts: all_gather moves more and waits less often
+    # where ranks are few.
+    exchange: Exchange = "all_to_all"
     # Give gathered weights back after the forward, and gather them again in the backward.
     reshard: bool = True
     # Seconds after which a run that ends no step is taken to hang; none: no rank is watched.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous
 
-from moebius.ops.ranks import Group, Ranks, rank_in, size_of, summed
+from moebius.ops.ranks import Exchange, Group, Ranks, rank_in, size_of, summed
 from moebius.parallel.config import Degrees, Parallel
 from moebius.parallel.meet import meet
 
@@ -123,10 +123,10 @@ def enter(parallel: Parallel, device: torch.device) -> World:
         dist.init_process_group(
             backend, store=meet(store, rank, size, PATIENCE), rank=rank, world_size=size
         )
-    return laid_out(degrees, device.type)
+    return laid_out(degrees, device.type, parallel.exchange)
 
 
-def laid_out(degrees: Degrees, device: str) -> World:
+def laid_out(degrees: Degrees, device: str, exchange: Exchange = "all_to_all") -> World:
     """The world of all processes of the default group."""
     replicas, ep, tp = degrees.dp_replicate, degrees.ep, degrees.tp
     everyone, place = dist.group.WORLD, (dist.get_rank(), dist.get_world_size())
@@ -146,7 +146,7 @@ def laid_out(degrees: Degrees, device: str) -> World:
         rows = grid.view(-1, degrees.cp, tp).transpose(1, 2).reshape(-1, degrees.cp)
         context = DeviceMesh(device, rows, mesh_dim_names=_CONTEXT)["sharer"].get_group()
     weights = dense["holder"].get_group()
-    ranks = Ranks(data=data, context=context, tensor=tensor, weights=weights, experts=experts)
+    ranks = Ranks(data, context, tensor, weights, experts, exchange)
     return World(*place, degrees, ranks, everyone, dense, sparse, sliced)
 
 

@@ -46,6 +46,7 @@ from moebius.train.session import (
     Progress,
     Session,
     check,
+    check_layout,
     device_of,
     in_force,
     open_stages,
@@ -138,6 +139,7 @@ def _among_ranks(run: Run) -> Iterator[World]:
             raise
         raise ValueError(f"a rank was lost while all were to meet: {error}") from error
     try:
+        check_layout(run, world)
         yield world
     finally:
         leave()

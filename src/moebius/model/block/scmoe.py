@@ -13,7 +13,6 @@ from torch import Tensor
 from moebius.model.block import Block, BlockConfig, BlockOutput, States
 from moebius.model.context import Context
 from moebius.model.ffn import FeedForwardConfig
-from moebius.model.ffn.staged import compute
 from moebius.model.mixers import Mixer, MixerConfig
 from moebius.model.part import Norm, Site
 
@@ -72,7 +71,7 @@ class _ScMoE(Block):
         mixed_BTD, state_1, _ = self.mixer_1(self.mixer_norm_1(a_BTD), ctx, state_1, {})
         a_BTD = a_BTD + mixed_BTD
         # The way there runs beside the first dense FFN and the attention, the way back beside this.
-        pending = compute(self.moe, pending)
+        pending = self.moe.compute(pending)
         y_BTD, stats_1 = self.dense_1(self.ffn_norm_1(a_BTD), ctx)
         moe_BTD, stats = self.moe.finish(pending)
         new_states = None if state_0 is None or state_1 is None else (state_0, state_1)

@@ -1,8 +1,8 @@
 """The feed-forward seam: what each token computes. A feed-forward is one file plus one line.
 
-It is two calls, so that a block may run other work between them: `begin(h) -> pending` decides and
-sends, `finish(pending) -> (y, stats)` computes and returns. Letters: B T tokens, D width, E router
-outputs, S selected per token.
+It is calls between which a block may run other work: `begin(h) -> pending` decides and sends,
+`compute(pending)` receives, computes and sends back, `finish(pending) -> (y, stats)` receives.
+Letters: B T tokens, D width, E router outputs, S selected per token.
 """
 
 import dataclasses
@@ -65,12 +65,16 @@ class FeedForward(nn.Module, ABC):
     def begin(self, h_BTD: Tensor, ctx: Context) -> Pending:
         """Decide where tokens go and start moving them."""
 
+    def compute(self, pending: Pending) -> Pending:
+        """Compute what arrived and start moving it back; nothing where nothing moves."""
+        return pending
+
     @abstractmethod
     def finish(self, pending: Pending) -> tuple[Tensor, RouteStats | None]:
         """The output y_BTD in the dtype of h, and what the router did (None without a router)."""
 
     def forward(self, h_BTD: Tensor, ctx: Context) -> tuple[Tensor, RouteStats | None]:
-        return self.finish(self.begin(h_BTD, ctx))
+        return self.finish(self.compute(self.begin(h_BTD, ctx)))
 
     def uses_per_token(self) -> Mapping[str, tuple[float, float, float]]:
         """Share (min, mean, max) of a weight a token touches, by its name here; absent: all."""

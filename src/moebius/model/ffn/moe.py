@@ -20,7 +20,6 @@ from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
 from moebius.model.ffn.capacity import Capacity, fit
 from moebius.model.ffn.routers import Route, RouterConfig
 from moebius.model.ffn.routers.softmax import Softmax
-from moebius.model.ffn.staged import Staged
 from moebius.model.part import Site
 from moebius.model.weight import Weight
 from moebius.monitor.tap import tap
@@ -84,7 +83,7 @@ class MoE(FeedForwardConfig):
         return MoELayer(self, site)
 
 
-class MoELayer(Staged, Spread):
+class MoELayer(FeedForward, Spread):
     def __init__(self, config: MoE, site: Site) -> None:
         super().__init__()
         self.config, self.layout, self.layer = config, config.layout, site.layer
@@ -175,10 +174,9 @@ class MoELayer(Staged, Spread):
             # Before anything is waited for.
             shared_ND = linear(swiglu(linear(x_ND, self.shared_gate_up)), self.shared_down)
             shared_ND = added(shared_ND, self.ranks.tensor)
-        if pending.sent is not None and not pending.sent.computed:
-            pending = self.compute(pending)
         index_NS, weight_NS, sent = pending.index_NS, pending.weight_NS, pending.sent
-        assert index_NS is not None and weight_NS is not None and sent is not None
+        assert index_NS is not None and weight_NS is not None
+        assert sent is not None and sent.computed, "compute comes before finish"
         y_ND = combine(sent)
         if self.layout.num_zero:
             is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
