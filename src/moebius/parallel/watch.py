@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
-from typing import final
+from typing import Any, final
 
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
@@ -66,7 +66,8 @@ class Watch:
         self._judging, self._paced = patience is not None, False
         self._since, self._number = time.monotonic(), 0
         self._next, self._missed = -1, 0
-        self._over, self._news, self._writing = Event(), Event(), threading.Lock()
+        self._over, self._news, self._writing = Event(), Event(), threading.RLock()
+        self._old: Any = None
         self._thread = threading.Thread(target=self._keep, name="watch", daemon=True)
 
     def at(self, step: int, doing: str = "training") -> None:
@@ -81,8 +82,17 @@ class Watch:
 
     def begin(self) -> None:
         """Give the first sign, and all later ones from a thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, self._stopped)
         self._beat()
         self._thread.start()
+
+    def _stopped(self, number: int, _: object) -> None:
+        """Die of a signal as ever, but say before that another process wished it."""
+        self._ended, self._judging = STOPPED, False
+        self._beat()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     def end(self, error: BaseException | None) -> ValueError | None:
         """The last sign; where another rank was lost, the error that names it."""
@@ -99,17 +109,21 @@ class Watch:
         self._over.set()
         self._news.set()
         self._thread.join()
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
         return found
 
     def _blame(self, error: BaseException | None) -> str:
         """Who is to blame that a collective broke: found by looking on for a few beats."""
         before, deadline = self._others(), time.monotonic() + MISSED_ONCE_BROKEN * self._every
         while not (failed := gone((), self._others())) and time.monotonic() < deadline:
+            self._beat()
             self._over.wait(self._every / 4)
         if blamed := failed or gone(before, self._others()):
             fates = "; ".join(beat.fate() for beat in blamed)
             return f"{fates}; rank {self.rank} was at step {self._step}"
-        return f"a collective broke at step {self._step}, though all ranks live: {_line(error)}"
+        said = _line(error) or "no rank says why"
+        return f"other ranks ended while rank {self.rank} was at step {self._step}: {said}"
 
     def _others(self) -> list[Beat]:
         beats = read_beats(self.folder, self.attempt)
@@ -155,9 +169,7 @@ class Watch:
         if found is not None and found.ended == DONE:
             self._missed = 0
         if self._missed >= (MISSED_ONCE_BROKEN if over else MISSED):
-            blamed = gone((), self._others()) or ([] if found is None else [found])
-            words = "; ".join(beat.fate() for beat in blamed)
-            self._exit(words or f"rank {following} never gave a sign")
+            self._exit(self._blame(None))
         if self._paced and self._stalled() > self._patience:
             self._exit(self._hang())
 
