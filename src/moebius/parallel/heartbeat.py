@@ -49,7 +49,7 @@ class Beat:
 
     def fate(self) -> str:
         """How it went out, in words."""
-        if self.failed:
+        if self.ended is not None:
             return f"{self.who()} ended at step {self.step} with {self.ended}"
         return f"{self.who()} fell silent after step {self.step}, while {self.doing}"
 
@@ -64,8 +64,7 @@ def write_beat(folder: Path, beat: Beat) -> None:
 
 def read_beats(folder: Path, attempt: str | None = None) -> list[Beat]:
     """The last sign of every rank (of one attempt) in order; what is no beat is passed over."""
-    # Listing also makes a network file system look again for replaced files.
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = os.listdir(folder) if folder.is_dir() else []
     found = [
         beat
         for name in names
@@ -74,6 +73,14 @@ def read_beats(folder: Path, attempt: str | None = None) -> list[Beat]:
         if attempt in (None, beat.attempt)
     ]
     return sorted(found, key=lambda beat: beat.rank)
+
+
+def read_beat(folder: Path, rank: int, attempt: str) -> Beat | None:
+    """The last sign of one rank in an attempt."""
+    # Listing makes a network file system look again for files that were replaced.
+    os.listdir(folder)
+    beat = _read(folder / f"rank-{rank}.json")
+    return None if beat is None or beat.attempt != attempt else beat
 
 
 def _read(path: Path) -> Beat | None:

@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from threading import Event
+from typing import Any, final
 
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
@@ -29,12 +30,13 @@ from moebius.parallel.heartbeat import (
     clear_beats,
     gone,
     last_words,
+    read_beat,
     read_beats,
     write_beat,
 )
 from moebius.parallel.world import World, leave
 
-# Seconds between two beats at most, and how many a rank may miss while another gives them.
+# Seconds between two beats at most where no step ends, and how many a rank may miss in turn.
 EVERY = 2.0
 MISSED, MISSED_ONCE_BROKEN = 20, 3
 # The flight recorders of torch: one for gloo, one for NCCL in builds that have it.
@@ -58,19 +60,21 @@ class Watch:
         # What is to be known of the attempt before this one.
         self.notes = notes
         self._patience = patience
-        self._every = EVERY if patience is None else min(EVERY, patience / MISSED)
+        self._every = EVERY if patience is None else min(EVERY, patience / (2 * MISSED))
         self._step, self._doing, self._ended = 0, "starting", None
         # Whether dead ranks are looked for; and hangs, which set-up and evaluation may look like.
         self._judging, self._paced = patience is not None, False
         self._since, self._number = time.monotonic(), 0
         self._next, self._missed = -1, 0
-        self._over, self._writing = threading.Event(), threading.Lock()
+        self._over, self._news, self._writing = Event(), Event(), threading.RLock()
+        self._old: Any = None
         self._thread = threading.Thread(target=self._keep, name="watch", daemon=True)
 
     def at(self, step: int, doing: str = "training") -> None:
         """So many steps are done: what counts as a sign that nothing hangs."""
         self._step, self._doing, self._since = step, doing, time.monotonic()
         self._paced = True
+        self._news.set()
 
     def rest(self, doing: str) -> None:
         """No steps follow: from now on nothing is taken for a hang."""
@@ -78,8 +82,17 @@ class Watch:
 
     def begin(self) -> None:
         """Give the first sign, and all later ones from a thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, self._stopped)
         self._beat()
         self._thread.start()
+
+    def _stopped(self, number: int, _: object) -> None:
+        """Die of a signal as ever, but say before that another process wished it."""
+        self._ended, self._judging = STOPPED, False
+        self._beat()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     def end(self, error: BaseException | None) -> ValueError | None:
         """The last sign; where another rank was lost, the error that names it."""
@@ -94,17 +107,23 @@ class Watch:
                 leave()
                 found = ValueError(f"{self._blame(error)}; {GO_ON}")
         self._over.set()
+        self._news.set()
         self._thread.join()
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
         return found
 
     def _blame(self, error: BaseException | None) -> str:
         """Who is to blame that a collective broke: found by looking on for a few beats."""
         before, deadline = self._others(), time.monotonic() + MISSED_ONCE_BROKEN * self._every
         while not (failed := gone((), self._others())) and time.monotonic() < deadline:
+            self._beat()
             self._over.wait(self._every / 4)
         if blamed := failed or gone(before, self._others()):
-            return "; ".join(beat.fate() for beat in blamed)
-        return f"a collective broke at step {self._step}, though all ranks live: {_line(error)}"
+            fates = "; ".join(beat.fate() for beat in blamed)
+            return f"{fates}; rank {self.rank} was at step {self._step}"
+        said = _line(error) or "no rank says why"
+        return f"other ranks ended while rank {self.rank} was at step {self._step}: {said}"
 
     def _others(self) -> list[Beat]:
         beats = read_beats(self.folder, self.attempt)
@@ -113,9 +132,15 @@ class Watch:
     # --- the thread -------------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        while not self._over.wait(self._every):
+        judged = time.monotonic()
+        while not self._over.wait(self._every / 10):
+            self._news.wait(self._every)
+            self._news.clear()
+            if self._over.is_set():
+                return
             self._beat()
-            if self._judging:
+            if self._judging and time.monotonic() - judged >= self._every:
+                judged = time.monotonic()
                 self._judge()
 
     def _beat(self) -> None:
@@ -136,17 +161,15 @@ class Watch:
         """End this process where the next rank is gone, or no step ends any more."""
         assert self._patience is not None
         following = (self.rank + 1) % self.size
-        found = [beat for beat in self._others() if beat.rank == following]
-        number = found[0].number if found else -1
-        over = bool(found) and found[0].ended is not None
+        found = read_beat(self.folder, following, self.attempt)
+        number = -1 if found is None else found.number
+        over = found is not None and found.ended is not None
         self._missed = self._missed + 1 if number == self._next else 0
         self._next = number
-        if over and found[0].ended == DONE:
+        if found is not None and found.ended == DONE:
             self._missed = 0
         if self._missed >= (MISSED_ONCE_BROKEN if over else MISSED):
-            blamed = gone((), self._others()) or (found if not over else [])
-            words = "; ".join(beat.fate() for beat in blamed)
-            self._exit(words or f"rank {following} is gone")
+            self._exit(self._blame(None))
         if self._paced and self._stalled() > self._patience:
             self._exit(self._hang())
 
@@ -232,7 +255,10 @@ def standing(beats: list[Beat]) -> list[str]:
         last = [f"{op} {count} of {name}" for name, (op, count) in sorted(beat.groups.items())]
         place = f"at step {beat.step} ({beat.doing}), last begun {', '.join(last) or 'nothing'}"
         places.setdefault(place, []).append(beat.rank)
-    return [f"ranks {', '.join(map(str, ranks))} {place}" for place, ranks in places.items()]
+    return [
+        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} {place}"
+        for place, ranks in places.items()
+    ]
 
 
 def of_another_rank(error: BaseException) -> bool:
