@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_LAZY = {"load": "moebius.infer.load", "fit": "moebius.train.loop"}
+_LAZY = {"load": "moebius.infer.load", "fit": "moebius.train.fit"}
 
 
 def __dir__() -> list[str]:

@@ -32,8 +32,8 @@ from moebius.model.mixers.gqa import GQA
 from moebius.model.part import Site
 from moebius.monitor.compare import compare_rows, write_comparison
 from moebius.monitor.report import write_report
+from moebius.train.fit import continue_run, fit
 from moebius.train.folder import RunFolder
-from moebius.train.loop import continue_run, fit
 from moebius.train.session import read_run
 from moebius.train.stages import Stage
 

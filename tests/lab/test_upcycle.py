@@ -20,7 +20,7 @@ from moebius.monitor.report import write_report
 from moebius.optim.optimizer import Role
 from moebius.optim.rules.adamw import AdamW
 from moebius.optim.rules.muon import Muon
-from moebius.train.loop import continue_run, fit
+from moebius.train.fit import continue_run, fit
 from moebius.train.run import Run
 
 from .. import tiny

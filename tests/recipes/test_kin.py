@@ -13,7 +13,7 @@ from moebius.config import Variant, fields, override
 from moebius.model.block import BlockConfig
 from moebius.model.count import count_config
 from moebius.recipes import TABLE, listing, recipe
-from moebius.train.loop import fit
+from moebius.train.fit import fit
 from moebius.train.session import check
 
 from ..running import UNJUDGED, lines

@@ -28,7 +28,7 @@ from moebius.monitor.progress import progress_bar
 from moebius.monitor.report import write_report
 from moebius.monitor.runs import list_runs
 from moebius.recipes import listing
-from moebius.train.loop import begin_or_go_on, continue_run, fit
+from moebius.train.fit import begin_or_go_on, continue_run, fit
 
 app = typer.Typer(
     help="Train small Mixture-of-Experts language models, from raw text to a served model.",

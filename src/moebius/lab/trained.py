@@ -16,8 +16,8 @@ from moebius.checkpoint.manifest import step_of
 from moebius.config import differences, identity, map_user_files
 from moebius.data.prepared import Prepared
 from moebius.model.lm import LM
+from moebius.train.fit import continue_run, fit
 from moebius.train.folder import RunFolder
-from moebius.train.loop import continue_run, fit
 from moebius.train.run import Run
 from moebius.train.session import Progress, read_run
 
