@@ -156,11 +156,12 @@ def test_the_sentence_of_all_seeds() -> None:
     dense = side((20.0, 3.0))
     rows = [compared(side((10.0 + i, 2.8 + 0.01 * i)), dense) for i in range(3)]
     found = summary(rows)
+    assert found["first"] == 3
     assert found["wins"] == 3 and found["time_ratio"] == pytest.approx(11 / 20)
     assert found["reached_share"] == pytest.approx(11 / 20)
     assert "in 3 of 3 races" in found["says"] and "the MoE is lower" in found["says"]
     lost = summary([*rows, compared(side((10.0, 3.5)), dense)])
-    assert lost["wins"] == 3 and lost["reached_share"] is None
+    assert lost["wins"] == 3 and lost["reached_share"] is None and lost["first"] == 3
     whole, end = race_charts(rows)
     assert len(whole.lines) == 6 and {line.name for line in end.lines} == {"MoE", "dense twin"}
     assert end.high is not None and whole.high is not None and end.high < whole.high
