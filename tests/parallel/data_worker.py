@@ -20,6 +20,7 @@ from moebius.data.loader import Batch
 from moebius.parallel.config import Parallel
 from moebius.parallel.plan import local
 from moebius.parallel.world import ALONE, World, laid_out
+from moebius.recipes import recipe as published
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
 from moebius.train.state import TrainState, new_state
@@ -27,6 +28,7 @@ from moebius.train.step import StepResult, train_step
 from tests import tiny
 
 Found = dict[str, Any]
+TINY = {"tiny": tiny.tiny, "pattern": tiny.pattern, "wild": tiny.wild}
 
 
 def batch_of(run: Run, step: int) -> Batch:
@@ -121,7 +123,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     ranks, found = dist.get_world_size(), []
     for recipe, overrides, steps, layouts in cases:
-        run = override(getattr(tiny, recipe)(), overrides)
+        whole_run = TINY[recipe]() if recipe in TINY else published(recipe)
+        run = override(whole_run, overrides)
         alone = trained(run, ALONE, steps)
         for layout in layouts:
             parallel = from_json(Parallel, layout)

