@@ -32,7 +32,7 @@ def context(*rows: tuple[int, ...], padded: int = 0, step: int = 0) -> Context:
 
 def rows_of(ctx: Context, rows: slice) -> Context:
     """A micro-batch of a context: the count of targets stays that of the whole."""
-    whole = {"num_targets", "step"}
+    whole = {"place_T", "num_targets", "step"}
     names = [field.name for field in dataclasses.fields(ctx) if field.name not in whole]
     return dataclasses.replace(ctx, **{name: getattr(ctx, name)[rows] for name in names})
 
