@@ -24,30 +24,22 @@ class Collective(ABC):
     def back(self) -> "Collective":
         """How their gradients do."""
 
-    @abstractmethod
     def packed(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One tensor [M, any] of all their columns."""
+        """One tensor [M, any] of all their columns: their bytes, where several are only moved."""
+        if len(tensors) == 1:
+            return tensors[0].contiguous()
+        return torch.cat([x.contiguous().view(torch.uint8) for x in tensors], dim=1)
 
     @abstractmethod
     def start(self, packed_M: Tensor) -> tuple[Tensor, Any]:
         """Start it; what will hold the result, and the work to wait for."""
 
-    @abstractmethod
     def unpacked(self, packed_M: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The columns of each, in its dtype."""
-
-
-def _bytes_of(tensors: Sequence[Tensor]) -> Tensor:
-    if len(tensors) == 1:
-        return tensors[0].contiguous()
-    return torch.cat([x.contiguous().view(torch.uint8) for x in tensors], dim=1)
-
-
-def _from_bytes(packed_M: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if len(like) == 1:
-        return (packed_M,)
-    columns = packed_M.split([x.shape[1] * x.element_size() for x in like], dim=1)
-    return tuple(c.contiguous().view(x.dtype) for c, x in zip(columns, like, strict=True))
+        if len(like) == 1:
+            return (packed_M,)
+        columns = packed_M.split([x.shape[1] * x.element_size() for x in like], dim=1)
+        return tuple(c.contiguous().view(x.dtype) for c, x in zip(columns, like, strict=True))
 
 
 @final
@@ -63,17 +55,11 @@ class AllToAll(Collective):
     def back(self) -> Collective:
         return AllToAll(self.receive, self.send, self.group)
 
-    def packed(self, tensors: Sequence[Tensor]) -> Tensor:
-        return _bytes_of(tensors)
-
     def start(self, packed_M: Tensor) -> tuple[Tensor, Any]:
         out_M = packed_M.new_empty(sum(self.receive), packed_M.shape[1])
         split = (list(self.receive), list(self.send))
         work = dist.all_to_all_single(out_M, packed_M, *split, group=self.group, async_op=True)
         return out_M, work
-
-    def unpacked(self, packed_M: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return _from_bytes(packed_M, like)
 
 
 @final
@@ -87,18 +73,12 @@ class AllGather(Collective):
     def back(self) -> Collective:
         return ReduceScatter(self.group)
 
-    def packed(self, tensors: Sequence[Tensor]) -> Tensor:
-        return _bytes_of(tensors)
-
     def start(self, packed_M: Tensor) -> tuple[Tensor, Any]:
         size = self.group.size()
         out_RM = packed_M.new_empty(size, *packed_M.shape)
         pieces = list(out_RM.unbind())
         work = dist.all_gather(pieces, packed_M, group=self.group, async_op=True)
         return out_RM.flatten(0, 1), work
-
-    def unpacked(self, packed_M: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return _from_bytes(packed_M, like)
 
 
 @final

@@ -22,6 +22,7 @@ class Members:
         self.rule = rule
         self.slots = [slot for slot, _ in members]
         self.params = [param for _, param in members]
+        self._places = {slot.name: i for i, slot in enumerate(self.slots)}
         # By place: the shard of a matrix that has to be put together, and its owner.
         self._apart: dict[int, Shard] = {
             i: slot.shard
@@ -102,7 +103,5 @@ class Members:
 
     def _find(self, name: str) -> tuple[int, Tensor] | None:
         weight, _, key = name.rpartition(".")
-        for i, (slot, state) in enumerate(zip(self.slots, self.states, strict=True)):
-            if slot.name == weight and key in state:
-                return i, state[key]
-        return None
+        i = self._places.get(weight)
+        return None if i is None or key not in self.states[i] else (i, self.states[i][key])

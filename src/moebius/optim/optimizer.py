@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from moebius.config import nearest
-from moebius.ops.ranks import Group as Ranks
-from moebius.ops.ranks import summed
+from moebius.ops.ranks import Group, summed
 from moebius.optim.members import Members
 from moebius.optim.rules import Rule, Slot
 from moebius.optim.schedules import Schedule
@@ -71,7 +70,7 @@ class Optimizer:
     """
 
     def __init__(
-        self, config: OptimConfig, weights: Iterable[tuple[Slot, Tensor]], ranks: Ranks = None
+        self, config: OptimConfig, weights: Iterable[tuple[Slot, Tensor]], ranks: Group = None
     ) -> None:
         self.config, self.ranks = config, ranks
         by_role: dict[str, list[tuple[Slot, Tensor]]] = {}
@@ -187,7 +186,7 @@ class Optimizer:
             group.rule.to_training(group.params, group.states)
 
 
-def global_norm(tensors: Sequence[Tensor], ranks: Ranks = None) -> Tensor:
+def global_norm(tensors: Sequence[Tensor], ranks: Group = None) -> Tensor:
     """The 2-norm over all elements of all tensors, in fp32 at least.
 
     Each rank of `ranks` gives the part of the tensors that lies on it, and gets the norm of all.
@@ -203,7 +202,7 @@ def global_norm(tensors: Sequence[Tensor], ranks: Ranks = None) -> Tensor:
 
 
 @torch.no_grad()
-def clip_(grads: Sequence[Tensor], max_norm: float | None, ranks: Ranks = None) -> Tensor:
+def clip_(grads: Sequence[Tensor], max_norm: float | None, ranks: Group = None) -> Tensor:
     """Scale gradients in place to a global norm of at most `max_norm` (None: leave them).
 
     Returns the norm before. A norm that is not finite is left for the caller to see: it must skip
@@ -236,7 +235,7 @@ def _same_names(what: str, expected: Iterable[str], given: Iterable[str]) -> Non
 
 
 @torch.no_grad()
-def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor], ranks: Ranks) -> Tensor:
+def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor], ranks: Group) -> Tensor:
     size = global_norm(before, ranks)
     for old, new in zip(before, after, strict=True):
         old.sub_(new)

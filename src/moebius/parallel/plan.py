@@ -6,7 +6,7 @@ hold the same part of a weight shard it among them, so that in a replica each el
 rank alone: nothing can drift, and nothing counts twice in a norm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Placed
 
-from moebius.ops.ranks import Cut, Group, Spread, size_of
+from moebius.ops.ranks import Cut, Group, Spread, rank_in, size_of
 from moebius.ops.shard import Shard, Span
 from moebius.parallel.world import World
 
@@ -35,7 +35,8 @@ def spread(
     if world.dense is None:
         return {}
     whole = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    cuts = _cut(model, world)
+    cuts = cuts_of(model, world)
+    _cut(model, cuts)
     own = {weight: cuts[name] for name, weight in model.named_parameters() if name in cuts}
     infos = {cut.group: _mesh_info(world, cut.group) for cut in cuts.values()}
 
@@ -67,8 +68,11 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def _cut(model: nn.Module, world: World) -> dict[str, Cut]:
-    """Let every part take its groups, and cut the weights it names; how, by their names."""
+def cuts_of(model: nn.Module, world: World) -> dict[str, Cut]:
+    """Let every part take its groups; how each weight that is cut is to be, by its name.
+
+    ValueError where a part, or the shape of a weight, does not fit the groups.
+    """
     names = {id(weight): name for name, weight in model.named_parameters()}
     found: dict[str, Cut] = {}
     for prefix, module in model.named_modules():
@@ -82,10 +86,15 @@ def _cut(model: nn.Module, world: World) -> dict[str, Cut]:
                 continue
             assert path not in found, f"{path} is cut in two ways"
             _check(path, weight, cut)
-            with torch.no_grad():
-                weight.data = _span(tuple(weight.shape), cut, cut.group.rank()).of(weight.data)
             found[path] = cut
     return found
+
+
+@torch.no_grad()
+def _cut(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
+    for path, cut in cuts.items():
+        weight = model.get_parameter(path)
+        weight.data = _span(tuple(weight.shape), cut, rank_in(cut.group)).of(weight.data)
 
 
 def _check(path: str, weight: Tensor, cut: Cut) -> None:

@@ -1,8 +1,8 @@
 """The ranks of a run: which this process is, and the groups and meshes it belongs to.
 
 A launcher such as torchrun says each process its place; without one a process is alone, and every
-group is None. Ranks are ordered replica, expert-sharding, expert group, tensor group, so that those
-which tell each other most are neighbours.
+group is None. Ranks are ordered replica, share of the batch, share of a sequence, share of a
+token's computation, so that those which tell each other most are neighbours.
 """
 
 import os

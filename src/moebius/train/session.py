@@ -25,8 +25,8 @@ from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
 from moebius.ops.native.memory import keep_freed_memory
-from moebius.ops.ranks import Spread
 from moebius.parallel.config import Degrees
+from moebius.parallel.plan import cuts_of
 from moebius.parallel.world import ALONE, World, launched
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
@@ -144,10 +144,7 @@ def check_ranks(run: Run, degrees: Degrees) -> None:
 def check_layout(run: Run, world: World) -> None:
     """ValueError where a part of the model cannot be spread over these ranks; writes nothing."""
     with torch.device("meta"):
-        model = run.model.build(run.vocab)
-    for module in model.modules():
-        if isinstance(module, Spread):
-            module.spread(world.ranks)
+        cuts_of(run.model.build(run.vocab), world)
 
 
 def counts_of(run: Run, section: Section) -> Counts:

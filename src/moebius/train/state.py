@@ -127,7 +127,7 @@ class TrainState:
         """The model on one process: on the main one of several, on all others None. Collective."""
         if not self.weights.shards:
             return self.model
-        model = run.model.build(run.vocab) if self.weights.world.main else None
+        model = _blank(run) if self.weights.world.main else None
         held = {} if model is None else model.state_dict()
         for name, tensor in self.model.state_dict().items():
             x = self.weights.whole(name, tensor)
@@ -153,7 +153,7 @@ class TrainState:
 class Weights:
     """The weights of a model as its optimizer knows them, and how ranks share them.
 
-    `slots` are by the model's order; `tied` says under which name a weight of several is kept.
+    `slots` are in the model's order; `shards` know a tied weight by each of its names.
     """
 
     world: World
@@ -189,14 +189,18 @@ def new_state(run: Run, device: torch.device, world: World = ALONE) -> TrainStat
 
 def _model_of(run: Run, device: torch.device, world: World) -> tuple[LM, Optimizer, Weights]:
     torch.manual_seed(run.seed)
-    model = run.model.build(run.vocab)
+    model = _blank(run)
     initialise(model, run.seed)
-    if run.precision == "fp64":
-        model.double()
     model.to(device)
     set_products(model, products_of(run))
     weights = spread_weights(run, model, world)
     return model, optimizer_of(run, weights), weights
+
+
+def _blank(run: Run) -> LM:
+    """The whole model in the dtype of its masters, not yet filled."""
+    model = run.model.build(run.vocab)
+    return model.double() if run.precision == "fp64" else model
 
 
 def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
