@@ -95,6 +95,27 @@ def wild() -> Run:
     )
 
 
+def tower() -> Run:
+    """`wild` of four layers, for pipelines: the first and the last stage share the embedding."""
+    run = wild()
+    local, _, shortcut = run.model.layers
+    assert isinstance(shortcut, ScMoE)
+    heads = GQA(heads=2, kv_heads=2, head_width=16)
+    full = PreNorm(heads, shortcut.moe)
+    layers = (local, full, dataclasses.replace(shortcut, mixer=heads), full)
+    ends = (MTP(heads, Dense(32)), HiddenZ())
+    model = dataclasses.replace(run.model, layers=layers, ends=ends)
+    return dataclasses.replace(run, name="tower", model=model, batch_ramp=())
+
+
+def column() -> Run:
+    """`tower`, whose last stage needs nothing of the first."""
+    run = tower()
+    return dataclasses.replace(
+        run, model=dataclasses.replace(run.model, ends=(HiddenZ(),), tied=False)
+    )
+
+
 def no_evaluation(*_: object, **__: object) -> dict[str, float]:
     """For runs of which only the losses matter: `evaluation=tests/tiny.py:no_evaluation`."""
     return {}

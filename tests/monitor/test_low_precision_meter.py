@@ -17,7 +17,7 @@ def test_shares_are_means_over_micro_batches_and_weights() -> None:
         "outliers/dy": {"mean": 0.125, "max": 0.125, "at": "b.w"},
         "underflow/x": {"mean": 0.25, "max": 0.5, "at": "a.w"},
     }
-    assert meter.hidden_rms() == [1.0]
+    assert meter.hidden_rms(1) == [1.0]
 
 
 def test_nothing_was_rounded() -> None:

@@ -28,7 +28,9 @@ from moebius.train.step import StepResult, train_step
 from tests import tiny
 
 Found = dict[str, Any]
-TINY = {"tiny": tiny.tiny, "pattern": tiny.pattern, "wild": tiny.wild}
+TINY = {
+    each.__name__: each for each in (tiny.tiny, tiny.pattern, tiny.wild, tiny.tower, tiny.column)
+}
 
 
 def batch_of(run: Run, step: int) -> Batch:

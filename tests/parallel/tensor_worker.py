@@ -36,6 +36,7 @@ from moebius.ops.loss import head_cross_entropy_naive
 from moebius.ops.loss.spread import head_cross_entropy_spread
 from moebius.parallel.config import Parallel
 from moebius.parallel.world import ALONE, World, laid_out
+from moebius.train.layout import check_plans
 from moebius.train.run import Run
 from moebius.train.state import new_state
 from moebius.train.step import over_ranks, train_step
@@ -172,6 +173,7 @@ def refusals(world: World) -> list[str]:
         layers = (llama().model.layers[0], PreNorm(mixer, Dense(hidden)))
         run = dataclasses.replace(of_model(ModelConfig(width=32, layers=layers)), vocab=vocab)
         try:
+            check_plans(run.model.build(run.vocab), world.degrees)
             new_state(run, torch.device("cpu"), world)
         except ValueError as error:
             said.append(str(error))

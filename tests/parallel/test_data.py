@@ -51,17 +51,36 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
 
 # Each recipe with the degrees that its parts have a plan for.
 RECIPES: list[tuple[str, list[dict[str, Any]]]] = [
-    ("quickstart", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}]),
-    ("hunyuan-nano", [{}, {"ep": 2}]),
-    ("llama3-nano", [{}, {"tp": 2}, {"cp": 2}]),
-    ("kimi-linear-nano", [{}, {"ep": 2}]),
+    ("quickstart", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
+    ("hunyuan-nano", [{}, {"ep": 2}, {"pp": 2}]),
+    ("llama3-nano", [{}, {"tp": 2}, {"cp": 2}, {"pp": 2, "schedule": "zbv"}]),
+    ("kimi-linear-nano", [{}, {"ep": 2}, {"pp": 2}]),
 ]
+
+
+# The degrees of a node of eight: of each pair one layout, and some of three.
+EIGHT: list[dict[str, Any]] = [
+    {"ep": 4},
+    {"dp_replicate": 2, "ep": 2, "tp": 2},
+    {"pp": 2, "ep": 2, "tp": 2},
+    {"pp": 2, "schedule": "interleaved", "dp_replicate": 2, "ep": 2},
+    {"pp": 4, "ep": 2},
+]
+
+
+@pytest.mark.slow
+def test_eight_ranks(tmp_path: Path) -> None:
+    exact = ["precision=fp64", "batch=8", "micro_batch=1"]
+    cases = [["tower", exact, 2, EIGHT], ["pattern", exact, 2, [{"cp": 4, "tp": 2}]]]
+    found = launch(8, "data_worker.py", tmp_path / "found.json", json_of(cases))
+    assert len(found) == len(EIGHT) + 1
+    check(found, 1e-10)
 
 
 @pytest.mark.slow
 def test_recipes_on_two_ranks(tmp_path: Path) -> None:
     """As they are, but for a small vocabulary and short sequences."""
-    small = ["precision=fp64", "vocab=512", "batch=2", "sequence_length=64"]
+    small = ["precision=fp64", "vocab=512", "batch=2", "micro_batch=1", "sequence_length=64"]
     cases = [[recipe, small, 2, layouts] for recipe, layouts in RECIPES]
     found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
     assert len(found) == sum(len(layouts) for _, layouts in RECIPES)

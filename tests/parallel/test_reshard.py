@@ -55,6 +55,25 @@ def test_four_ranks_then_one_then_two(tmp_path: Path, fields: list[str]) -> None
         torch.testing.assert_close(moved[name], x, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.slow
+def test_from_eight_ranks_to_any_other_layout(tmp_path: Path, fields: list[str]) -> None:
+    """Whole weights and experts over 8 ranks, then 1, 2 and 4, a tensor group, stages, and back."""
+    tower = [f"{RECIPES}:tower", *fields[1:], "batch=8", "micro_batch=1", "steps=7"]
+    train(1, *tower, "--out", tmp_path / "whole")
+    run, plain = tmp_path / "moved", ("parallel.ep=1", "parallel.tp=1", "parallel.pp=1")
+    train(8, *tower, "parallel.ep=4", "stop_at=1", "--out", run)
+    train(1, "--resume", run, *plain, "stop_at=2")
+    train(2, "--resume", run, *plain, "parallel.ep=2", "stop_at=3")
+    train(4, "--resume", run, *plain, "parallel.ep=2", "stop_at=4")
+    train(2, "--resume", run, *plain, "parallel.tp=2", "stop_at=5")
+    train(4, "--resume", run, *plain, "parallel.pp=2", "stop_at=6")
+    train(8, "--resume", run, *plain, "parallel.ep=4", "stop_at=none")
+    want, seen = losses(tmp_path / "whole"), losses(run)
+    assert seen.keys() == want.keys() == set(range(1, 8))
+    for step, loss in want.items():
+        assert seen[step] == pytest.approx(loss, rel=1e-10)
+
+
 def test_the_same_layout_repeats_and_goes_on_to_the_bit(tmp_path: Path, fields: list[str]) -> None:
     """In fp32: once over all steps, once stopped and gone on with; every tensor is the same."""
     layout = [*fields, "precision=fp32", "parallel.ep=2"]

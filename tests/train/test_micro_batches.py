@@ -41,9 +41,10 @@ from moebius.optim.optimizer import OptimConfig
 from moebius.optim.roles import default_roles
 from moebius.optim.rules.adamw import AdamW
 from moebius.optim.schedules.constant import Constant
+from moebius.train.passes import forward_backward
 from moebius.train.run import Run
 from moebius.train.state import TrainState, new_state
-from moebius.train.step import StepResult, after_step, forward_backward, train_step
+from moebius.train.step import StepResult, after_step, train_step
 
 VOCAB, LENGTH, BATCH = 300, 32, 8
 MIXER = MLA(2, 16, 16, 8, 8, 8, rope_base=10_000.0, scale_correction=True)

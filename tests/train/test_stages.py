@@ -20,11 +20,12 @@ from moebius.model.count import count_config
 from moebius.model.longer import effective_length, effective_model, with_rope_base
 from moebius.recipes import recipe
 from moebius.train.folder import RunFolder
+from moebius.train.passes import context_of
 from moebius.train.run import Run
 from moebius.train.sections import loaders, sections_of
 from moebius.train.session import read_run
 from moebius.train.stages import Stage
-from moebius.train.step import context_of, micro_rows
+from moebius.train.step import micro_rows
 
 from ..running import RECIPES, UNJUDGED, Place, lines, losses, tree, write_corpus
 

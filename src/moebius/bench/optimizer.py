@@ -20,12 +20,13 @@ from moebius.model.weight import named_weights
 from moebius.optim.optimizer import OptimConfig, Optimizer
 from moebius.optim.roles import default_roles
 from moebius.optim.rules import Rule, Slot
+from moebius.train.passes import forward_backward
 from moebius.train.precision import DTYPES
 from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
 from moebius.train.session import Progress, check, device_of, open_data, trial
 from moebius.train.state import new_state
-from moebius.train.step import forward_backward, micro_rows
+from moebius.train.step import micro_rows
 
 RECIPE, STEP = "recipe", "forward and backward"
 # Weights that are moved one at a time, the smallest that a rule of matrices takes.

@@ -29,6 +29,7 @@ from moebius.lab.upcycle import upcycled, upcycled_from
 from moebius.model.lm import LM
 from moebius.monitor.sinks import JsonLines
 from moebius.train.folder import LOCK, RunFolder, check_place
+from moebius.train.passes import context_of
 from moebius.train.run import TOKENIZER, Run, to_folder_json
 from moebius.train.sections import section_at, sections_of
 from moebius.train.session import (
@@ -43,7 +44,7 @@ from moebius.train.session import (
     read_run,
 )
 from moebius.train.state import TrainState, new_state
-from moebius.train.step import context_of, micro_rows
+from moebius.train.step import micro_rows
 
 _ASIDE = ".growing-"
 # What an upcycled model has and its parent had not, besides moments under another rule.

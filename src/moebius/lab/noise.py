@@ -25,11 +25,11 @@ from moebius.model.weight import named_weights
 from moebius.optim.noise import expert_lr_multiplier, noise_scale
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.folder import RunFolder
+from moebius.train.passes import forward_backward
 from moebius.train.run import Run
 from moebius.train.sections import section_at, sections_of
 from moebius.train.session import Progress, Say, device_of, in_force, open_stages, read_run
 from moebius.train.state import TrainState, new_state
-from moebius.train.step import forward_backward
 
 ALL = "all"
 DRAWS = 2000

@@ -6,6 +6,7 @@ width, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -94,6 +95,10 @@ class LM(nn.Module):
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
+    def added(self) -> list[End]:
+        """The ends that the recipe adds, typed."""
+        return [end for end in self.ends if isinstance(end, End)]
+
     def units(self) -> tuple[range, ...]:
         """Runs of layers that nothing lent leaves: recompute, compile and stages cut between."""
         return self._units
@@ -109,12 +114,23 @@ class LM(nn.Module):
     ) -> Output:
         """Hidden states of tokens, computed in `dtype`; with states, tokens continue them."""
         x_BTD = self.embed(tokens_BT, dtype)
+        return self.through(self._units, x_BTD, ctx, states, recompute)
+
+    def through(
+        self,
+        units: tuple[range, ...],
+        x_BTD: Tensor,
+        ctx: Context,
+        states: tuple[States, ...] | None = None,
+        recompute: bool = False,
+    ) -> Output:
+        """What the layers of some units make of hidden states (states are those of all layers)."""
         new_states: list[States] = []
         stats: list[tuple[RouteStats, ...]] = []
         through = (
             recomputed(self._through) if recompute and torch.is_grad_enabled() else self._through
         )
-        for unit in self._units:
+        for unit in units:
             unit_states = None if states is None else states[unit.start : unit.stop]
             x_BTD, more_states, more_stats = through(unit, x_BTD, ctx, unit_states)
             new_states += more_states
@@ -156,12 +172,8 @@ class LM(nn.Module):
     ) -> Loss:
         """The loss of tokens; ends inject theirs on the way (unless evaluation leaves them out)."""
         out = self.forward(tokens_BT, ctx, dtype=dtype, recompute=recompute)
-        hidden_BTD, sums = out.hidden_BTD, {}
-        for end in self.ends if with_ends else ():
-            assert isinstance(end, End)
-            hidden_BTD, more = end(hidden_BTD, targets_BT, ctx, self.embed, self.head)
-            sums.update(more)
-        total = self.head.loss(hidden_BTD, targets_BT, ctx.valid_BT)
+        ends = self.added() if with_ends else ()
+        total, sums = closed(ends, out.hidden_BTD, targets_BT, ctx, self.embed, self.head)
         return Loss(total, sums, out.stats)
 
     def init_states(
@@ -172,3 +184,19 @@ class LM(nn.Module):
             tuple(mixer.init_state(batch, dtype, device) for mixer in block.mixers())
             for block in self.blocks()
         )
+
+
+def closed(
+    ends: Iterable[End],
+    hidden_BTD: Tensor,
+    targets_BT: Tensor,
+    ctx: Context,
+    embed: Embedding,
+    head: Head,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cross-entropy of the last hidden states (`Loss.total`), and the sums of the ends."""
+    sums: dict[str, Tensor] = {}
+    for end in ends:
+        hidden_BTD, more = end(hidden_BTD, targets_BT, ctx, embed, head)
+        sums.update(more)
+    return head.loss(hidden_BTD, targets_BT, ctx.valid_BT), sums

@@ -53,18 +53,22 @@ class Meter(Observer):
         size = max(len(known), len(sums))
         self._gradient[name] = _padded(known, size) + _padded(sums, size)
 
-    def hidden_rms(self) -> list[float]:
-        """Root mean square of the residual stream after each layer."""
-        names = sorted(self._square, key=lambda name: int(name.split("/")[1]))
-        pairs = [(self._square[name].double(), self._elements[name]) for name in names]
-        totals = [self._summed(torch.stack([square, square.new_tensor(n)])) for square, n in pairs]
-        return [math.sqrt(float(square) / float(elements)) for square, elements in totals]
+    def hidden_rms(self, layers: int) -> list[float]:
+        """Root mean square of the residual stream after each of so many layers, wherever it is."""
+        names = [f"layers/{i}/hidden" for i in range(layers)]
+        pairs = [(float(self._square.get(n, 0)), self._elements.get(n, 0)) for n in names]
+        seen_L2 = self._summed(torch.tensor(pairs, dtype=torch.float64))
+        return [math.sqrt(square / max(1, elements)) for square, elements in seen_L2.tolist()]
 
     def score_gradient(self, layer: int, outputs: int = 0) -> Tensor | None:
         """dL/dP_E of the language-model loss at a layer's router of so many outputs, P the
         batch-mean scores."""
-        grad_E = self._gradient.get(f"layers/{layer}/score")
-        return None if grad_E is None else self._summed(_padded(grad_E, max(outputs, len(grad_E))))
+        none = torch.zeros(0, dtype=torch.float64)
+        grad_E = self._gradient.get(f"layers/{layer}/score", none).cpu()
+        size = max(outputs, len(grad_E))
+        seen = grad_E.new_full((1,), float(len(grad_E)))
+        grad_E, seen = self._summed(torch.cat([_padded(grad_E, size), seen])).split([size, 1])
+        return grad_E if float(seen) else None
 
     def rounding(self) -> dict[str, dict[str, Any]]:
         """What low-precision formats lost: shares of values by kind and tensor (`underflow/x`).

@@ -7,7 +7,7 @@ ranks are their own transpose. Letters: M rows, D width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -88,6 +88,17 @@ def first(x: Tensor, group: Group) -> Tensor:
     told = x.detach().clone()
     dist.broadcast(told, group=group, group_src=0)
     return told
+
+
+def packed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What a collective gives for each of many small tensors, called once a dtype."""
+    found: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(x.dtype for x in tensors):
+        places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
+        told = collective(torch.cat([tensors[i].detach().flatten() for i in places]))
+        pieces = told.split([tensors[i].numel() for i in places])
+        found |= {i: piece.view(tensors[i].shape) for i, piece in zip(places, pieces, strict=True)}
+    return [found[i] for i in range(len(tensors))]
 
 
 class _Added(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """Which part of a weight a rank holds, and how the whole is put together from all of them.
 
 A shard cuts rows, or some columns of rows; ranks may hold different numbers of rows, and none at
-all. Whatever has an element for each of its weight (a gradient, a moment) is cut the same way.
+all, as those of another stage of a pipeline do. Whatever has an element for each of its weight (a
+gradient, a moment) is cut the same way.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from moebius.ops.ranks import rank_in
 
 Range = tuple[int, int]
 
@@ -50,12 +53,22 @@ class Span:
 
 @dataclass(frozen=True)
 class Shard:
-    """The whole's shape, the span of each rank of a group, and which of them this one is."""
+    """The whole's shape, the span of each rank of a group, and which of them this one is.
+
+    With a `line` of stages, only the group of its `home` there holds the weight.
+    """
 
     shape: tuple[int, ...]
     spans: tuple[Span, ...]
     rank: int
     group: dist.ProcessGroup
+    line: dist.ProcessGroup | None = None
+    home: int = 0
+
+    @property
+    def here(self) -> bool:
+        """Whether this rank's group holds the weight."""
+        return rank_in(self.line) == self.home
 
     @property
     def cuts_matrices(self) -> bool:
@@ -64,7 +77,8 @@ class Shard:
 
     def part(self, whole: Tensor) -> Tensor:
         """This rank's part of the whole, as a copy."""
-        return self.spans[self.rank].of(whole)
+        span = self.spans[self.rank]
+        return (span if self.here else Span((), span.columns)).of(whole)
 
     def shape_of(self, part: Tensor) -> tuple[int, ...]:
         """The shape of the whole of which this rank's part is given, or which has all columns."""
@@ -74,6 +88,18 @@ class Shard:
 
     def whole(self, part: Tensor) -> Tensor:
         """The whole, on every rank, of what each gives its part of."""
+        if not self.here:
+            return self.told(part.new_empty(self.shape_of(part)))
+        return self.told(self.gathered(part))
+
+    def told(self, whole: Tensor) -> Tensor:
+        """What the ranks of its home have, on those of the other stages too, written in place."""
+        if self.line is not None:
+            dist.broadcast(whole, group=self.line, group_src=self.home)
+        return whole
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """The whole, on every rank of the group that holds it."""
         most = max(span.num_rows for span in self.spans)
         mine = part.new_zeros(most, *part.shape[1:])
         mine[: len(part)] = part.detach()

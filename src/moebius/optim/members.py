@@ -48,7 +48,9 @@ class Members:
         return torch.empty(self._apart[i].shape, dtype=param.dtype, device=place)
 
     def _owns(self, i: int) -> bool:
-        return i not in self._apart or self._owner[i] == self._apart[i].rank
+        if i not in self._apart:
+            return True
+        return self._apart[i].here and self._owner[i] == self._apart[i].rank
 
     def update(
         self,
@@ -61,8 +63,9 @@ class Members:
     ) -> None:
         """Move all weights and states in place."""
         params, grads = list(self.params), list(grads)
-        for i, shard in self._apart.items():
-            params[i], grads[i] = shard.whole(params[i]), shard.whole(grads[i])
+        apart = {i: shard for i, shard in self._apart.items() if shard.here}
+        for i, shard in apart.items():
+            params[i], grads[i] = shard.gathered(params[i]), shard.gathered(grads[i])
         mine = [i for i in range(len(params)) if self._owns(i)]
         self.rule.update(
             [self.slots[i] for i in mine],
@@ -74,7 +77,7 @@ class Members:
             step=step,
             total_steps=total_steps,
         )
-        for i, shard in self._apart.items():
+        for i, shard in apart.items():
             dist.broadcast(params[i], group=shard.group, group_src=self._owner[i])
             self.params[i].copy_(shard.part(params[i]))
 
@@ -89,8 +92,9 @@ class Members:
             whole = torch.empty_like(state, device=self.params[i].device)
             if self._owns(i):
                 whole.copy_(state)
-            dist.broadcast(whole, group=self._apart[i].group, group_src=self._owner[i])
-            return whole
+            if self._apart[i].here:
+                dist.broadcast(whole, group=self._apart[i].group, group_src=self._owner[i])
+            return self._apart[i].told(whole)
         return state if shard is None else shard.whole(state)
 
     def state_part(self, name: str, whole: Tensor) -> Tensor | None:

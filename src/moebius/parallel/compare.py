@@ -43,7 +43,7 @@ def disagreement(tensors: Mapping[str, Tensor], world: World) -> str | None:
     if not world.any(bool(odd)):
         return None
     said: list[dict[int, list[str]]] = [{}] * world.size
-    dist.all_gather_object(said, odd, group=world.ranks.data)
+    dist.all_gather_object(said, odd, group=world.everyone)
     return "; ".join(dict.fromkeys(_words(rank, one[rank]) for one in said for rank in one))
 
 

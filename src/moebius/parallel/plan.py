@@ -6,7 +6,7 @@ hold the same part of a weight shard it among them, so that in a replica each el
 rank alone: nothing can drift, and nothing counts twice in a norm.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,38 +24,69 @@ from moebius.ops.shard import Shard, Span
 from moebius.parallel.world import World
 
 
-def spread(
-    model: nn.Module, units: Sequence[nn.Module], entries: Sequence[str], world: World, keep: bool
-) -> dict[str, Shard]:
-    """Cut a whole model, the same on every rank, into this rank's part; the shard of each weight.
+def cut_down(
+    model: nn.Module, world: World, home_of: Callable[[str], int]
+) -> tuple[dict[str, Cut], dict[str, Shard]]:
+    """Cut a whole model, the same on every rank, into what this rank computes with.
 
-    `units` are gathered one at a time; `entries` are the model's methods by which it is entered.
-    With `keep`, gathered weights stay until the backward. On one process nothing happens.
+    Weights whose home is another rank of the pipeline keep no row. How each weight is cut that is,
+    and the shard of every weight once the roots of the model are `sharded`.
     """
-    if world.dense is None:
-        return {}
     whole = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     cuts = cuts_of(model, world)
     _cut(model, cuts)
-    own = {weight: cuts[name] for name, weight in model.named_parameters() if name in cuts}
+    shards = {
+        name: _shard(shape, cuts.get(name, Cut(None)), world, home_of(name))
+        for name, shape in whole.items()
+    }
+    for name, weight in model.named_parameters():
+        if not shards[name].here:
+            weight.data = weight.data[:0].clone()
+    return cuts, shards
+
+
+def sharded(
+    root: nn.Module,
+    units: Sequence[nn.Module],
+    cuts: Mapping[Tensor, Cut],
+    world: World,
+    *,
+    keep: bool,
+    entries: Sequence[str] = (),
+    lent: Collection[nn.Parameter] = (),
+) -> None:
+    """Shard the weights of a root by FSDP2, all but those that are lent to it.
+
+    `units` are gathered one at a time; `entries` are methods by which the root is entered beside
+    its forward. With `keep`, gathered weights stay until the backward.
+    """
     infos = {cut.group: _mesh_info(world, cut.group) for cut in cuts.values()}
 
     def place(weight: nn.Parameter) -> ShardPlacementResult | None:
-        cut = own.get(weight)
+        cut = cuts.get(weight)
         return None if cut is None else ShardPlacementResult(Placed(0), infos[cut.group])
 
     options = {"mesh": world.dense, "reshard_after_forward": not keep, "shard_placement_fn": place}
     for unit in units:
         fully_shard(unit, **options)
-    fully_shard(model, **options)
+    fully_shard(root, ignored_params=set(lent), **options)
     for entry in entries:
-        register_fsdp_forward_method(model, entry)
-    for module in model.modules():
+        register_fsdp_forward_method(root, entry)
+    for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             # Gloo has no scaled sum, the other way to a factor of 1.
             module.set_force_sum_reduction_for_comms(True)
-    return {name: _shard(shape, cuts.get(name, Cut(None)), world) for name, shape in whole.items()}
+
+
+def part_of(whole: Tensor, cut: Cut) -> Tensor:
+    """What a rank computes with of a weight that is cut, as a copy."""
+    return _span(tuple(whole.shape), cut, rank_in(cut.group)).of(whole)
+
+
+def put(part: Tensor, whole: Tensor, cut: Cut) -> None:
+    """Write it to its place in the whole."""
+    _span(tuple(whole.shape), cut, rank_in(cut.group)).put(part, whole)
 
 
 def local(x: Tensor) -> Tensor:
@@ -94,7 +125,7 @@ def cuts_of(model: nn.Module, world: World) -> dict[str, Cut]:
 def _cut(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
     for path, cut in cuts.items():
         weight = model.get_parameter(path)
-        weight.data = _span(tuple(weight.shape), cut, rank_in(cut.group)).of(weight.data)
+        weight.data = part_of(weight.data, cut)
 
 
 def _check(path: str, weight: Tensor, cut: Cut) -> None:
@@ -124,17 +155,17 @@ def _mesh_info(world: World, group: Group) -> FSDPMeshInfo:
     return HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
 
 
-def _shard(shape: tuple[int, ...], cut: Cut, world: World) -> Shard:
-    """What each rank of a replica holds of a weight of this shape."""
-    group = world.ranks.weights
-    assert group is not None
+def _shard(shape: tuple[int, ...], cut: Cut, world: World, home: int) -> Shard:
+    """What each rank of a replica holds of a weight of this shape, whose stages are at `home`."""
+    assert world.dense is not None
+    group = world.dense.get_group("holder")
     seats = world.seats(cut.group)
     holders = 1 + max(place for _, place in seats)
     spans: list[Span] = []
     for part, place in seats:
         span = _span(shape, cut, part)
         spans.append(span.within(*_chunk(span.num_rows, holders, place)))
-    return Shard(shape, tuple(spans), group.rank(), group)
+    return Shard(shape, tuple(spans), group.rank(), group, world.line, home)
 
 
 def _chunk(rows: int, parts: int, i: int) -> tuple[int, int]:

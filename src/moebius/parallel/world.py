@@ -1,8 +1,8 @@
 """The ranks of a run: which this process is, and the groups and meshes it belongs to.
 
 A launcher such as torchrun says each process its place; without one a process is alone, and every
-group is None. Ranks are ordered replica, share of the batch, share of a sequence, share of a
-token's computation, so that those which tell each other most are neighbours.
+group is None. Ranks are ordered stage of the pipeline, replica, share of the batch, share of
+a sequence, share of a token's computation, so that those which tell each other most are neighbours.
 """
 
 import os
@@ -39,6 +39,8 @@ class World:
     dense: DeviceMesh | None = None
     sparse: DeviceMesh | None = None
     sliced: DeviceMesh | None = None
+    # The ranks of a pipeline that hold other layers, and otherwise the same parts.
+    line: Group = None
 
     @property
     def main(self) -> bool:
@@ -78,11 +80,14 @@ class World:
             return "one process"
         d = self.degrees
         names = ("dp_replicate", "dp_shard", "ep", "tp", "cp")
-        return f"{self.size} ranks: " + ", ".join(f"{name} {getattr(d, name)}" for name in names)
+        words = [f"{name} {getattr(d, name)}" for name in names]
+        if d.pipe.ranks > 1:
+            words.append(f"pp {d.pipe.ranks} ({d.pipe.num_stages} stages, {d.pipe.schedule})")
+        return f"{self.size} ranks: " + ", ".join(words)
 
     def seats(self, group: Group) -> list[tuple[int, int]]:
-        """Of each rank of a replica: its part of what is cut over a group (which a part of the
-        model named), and its place among the ranks that hold the same part."""
+        """Of each rank of a replica's stage: its part of what is cut over a group (which a part of
+        the model named), and its place among the ranks that hold the same part."""
         d = self.degrees
         ranks = range(d.readers * d.tp)
         if group is None:
@@ -128,36 +133,34 @@ def enter(parallel: Parallel, device: torch.device) -> World:
 
 def laid_out(degrees: Degrees, device: str, exchange: Exchange = "all_to_all") -> World:
     """The world of all processes of the default group."""
-    replicas, ep, tp = degrees.dp_replicate, degrees.ep, degrees.tp
+    stages, replicas, ep, tp = degrees.pipe.ranks, degrees.dp_replicate, degrees.ep, degrees.tp
     everyone, place = dist.group.WORLD, (dist.get_rank(), dist.get_world_size())
-    grid = torch.arange(place[1]).view(replicas, -1, ep, tp)
-    dense = _mesh(device, grid.flatten(1))
+    grid = torch.arange(place[1]).view(stages, replicas, -1, ep, tp)
+
+    def mesh(of: Tensor, *names: str) -> DeviceMesh:
+        return DeviceMesh(device, of.contiguous(), mesh_dim_names=names)
+
+    dense = mesh(grid.flatten(2), "stage", "replica", "holder")["replica", "holder"]
     sparse = sliced = dense
-    data, tensor, experts, context = everyone, None, None, None
+    weights, tensor, experts, context, line = dense.get_group("holder"), None, None, None, None
     if ep > 1:
-        fine = DeviceMesh(device, grid.transpose(2, 3).flatten(1, 2), mesh_dim_names=_EXPERTS)
-        sparse, experts = fine["replica", "holder"], fine["expert"].get_group()
+        by_expert = grid.transpose(3, 4).flatten(2, 3)
+        fine = mesh(by_expert, "stage", "replica", "holder", "expert")
+        sparse, experts = fine["replica", "holder"], fine.get_group("expert")
     if tp > 1:
-        fine = DeviceMesh(device, grid.flatten(1, 2), mesh_dim_names=_TENSOR)
-        sliced, tensor = fine["replica", "holder"], fine["tensor"].get_group()
-        readers = DeviceMesh(device, grid.view(-1, tp).T.contiguous(), mesh_dim_names=_DATA)
-        data = readers["reader"].get_group() if place[1] > tp else None
+        fine = mesh(grid.flatten(2, 3), "stage", "replica", "holder", "tensor")
+        sliced, tensor = fine["replica", "holder"], fine.get_group("tensor")
+    readers = mesh(grid.view(stages, -1, tp).transpose(1, 2), "stage", "twin", "reader")
+    data = readers.get_group("reader") if readers.size(2) > 1 else None
     if degrees.cp > 1:
         rows = grid.view(-1, degrees.cp, tp).transpose(1, 2).reshape(-1, degrees.cp)
-        context = DeviceMesh(device, rows, mesh_dim_names=_CONTEXT)["sharer"].get_group()
-    weights = dense["holder"].get_group()
+        context = mesh(rows, "sequences", "sharer").get_group("sharer")
+    if stages > 1:
+        line = mesh(grid.view(stages, -1).T, "seat", "stage").get_group("stage")
+        by_replica = grid.flatten(2).transpose(0, 1).flatten(1)
+        weights = mesh(by_replica, "replica", "element").get_group("element")
     ranks = Ranks(data, context, tensor, weights, experts, exchange)
-    return World(*place, degrees, ranks, everyone, dense, sparse, sliced)
-
-
-_EXPERTS = ("replica", "holder", "expert")
-_TENSOR = ("replica", "holder", "tensor")
-_DATA = ("twin", "reader")
-_CONTEXT = ("sequences", "sharer")
-
-
-def _mesh(device: str, grid: Tensor) -> DeviceMesh:
-    return DeviceMesh(device, grid, mesh_dim_names=("replica", "holder"))
+    return World(*place, degrees, ranks, everyone, dense, sparse, sliced, line)
 
 
 def leave() -> None:

@@ -15,10 +15,11 @@ from moebius.monitor.console import LiveDisplay
 from moebius.parallel.watch import Watch, of_another_rank, watching
 from moebius.parallel.world import World, enter, leave
 from moebius.train.folder import RunFolder, check_place
+from moebius.train.layout import check_layout
 from moebius.train.loop import train
 from moebius.train.resume import rejoin, reopen, resume
 from moebius.train.run import Run
-from moebius.train.session import Progress, check, check_layout, device_of, open_stages, start
+from moebius.train.session import Progress, check, device_of, open_stages, start
 
 # Seconds that a process which still holds the folder may take to end.
 DYING = 60.0

@@ -4,14 +4,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from moebius.checkpoint.tensors import Lazy
 from moebius.model.count import Counts
 from moebius.model.ffn.moe import MoELayer, routers_of
 from moebius.model.lm import LM
 from moebius.monitor.meters import Meter, gradient_ratio, load_metrics, router_similarity
 from moebius.ops.ranks import summed
-from moebius.parallel.plan import local, whole
+from moebius.parallel.plan import local
 from moebius.train.state import TrainState
 from moebius.train.step import StepResult
 
@@ -23,7 +24,7 @@ def step_line(
 
     Collective on several ranks, with the same line on each.
     """
-    layers = layer_metrics(state.model, result, meter)
+    layers = layer_metrics(state, result, meter)
     sizes = {"active_min": counts.active_min, "active_max": counts.active_max}
     sizes["active_mean"] = active_now(state.model, counts, layers)
     return {
@@ -37,7 +38,7 @@ def step_line(
         **_clipping(state, result),
         **sizes,
         "layers": layers,
-        "hidden_rms": meter.hidden_rms(),
+        "hidden_rms": meter.hidden_rms(len(state.model.layers)),
         **({"rounding": rounding} if (rounding := meter.rounding()) else {}),
         "roles": role_metrics(state, result.update_ratios),
     }
@@ -50,10 +51,11 @@ def _clipping(state: TrainState, result: StepResult) -> dict[str, Any]:
     return {"qk_logit_max": result.clipped.logit_max, "qk_clipped": state.clipped_heads}
 
 
-def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict[str, Any]]:
+def layer_metrics(state: TrainState, result: StepResult, meter: Meter) -> dict[str, dict[str, Any]]:
     """Router metrics by layer, of the layers that have a router."""
     metrics: dict[str, dict[str, Any]] = {}
-    for i, (block, stats) in enumerate(zip(model.blocks(), result.stats, strict=True)):
+    names = {id(module): name for name, module in state.model.named_modules()}
+    for i, (block, stats) in enumerate(zip(state.model.blocks(), result.stats, strict=True)):
         routers = routers_of(block)
         for j, (moe, routed) in enumerate(zip(routers, stats, strict=True)):
             line = load_metrics(routed.count_E, moe.layout.num_ffn, routed.hist_S)
@@ -63,7 +65,7 @@ def layer_metrics(model: LM, result: StepResult, meter: Meter) -> dict[str, dict
             line["mean_score"] = float(routed.score_sum_E.mean()) / max(1, int(routed.num_tokens))
             bias_E = moe.bias_E()[: moe.layout.num_ffn]
             line["bias_min"], line["bias_max"] = float(bias_E.min()), float(bias_E.max())
-            line["router_similarity"] = _similarity(moe)
+            line["router_similarity"] = _similarity(state, names[id(moe.router)], moe.router)
             # The taps of a layer have one name, so those of several routers cannot be told apart.
             outputs = moe.layout.num_outputs
             language_E = meter.score_gradient(i, outputs) if len(routers) == 1 else None
@@ -87,9 +89,12 @@ def _label(layer: int, router: int, num_routers: int) -> str:
     return str(layer) if num_routers == 1 else f"{layer}.{router}"
 
 
-def _similarity(moe: MoELayer) -> float | None:
-    rows = [weight for weight in moe.router.parameters() if weight.ndim == 2]
-    return router_similarity(whole(rows[0])) if rows else None
+def _similarity(state: TrainState, name: str, router: nn.Module) -> float | None:
+    for key, weight in router.named_parameters():
+        if weight.ndim == 2:
+            w_ED = state.weights.whole(f"{name}.{key}", weight)
+            return router_similarity(w_ED.make() if isinstance(w_ED, Lazy) else w_ED)
+    return None
 
 
 def _balance_ratio(moe: MoELayer, routed: Any, language_E: Tensor | None) -> float | None:
@@ -106,11 +111,11 @@ def role_metrics(state: TrainState, ratios: dict[str, Tensor]) -> dict[str, dict
     square: dict[str, Tensor] = {}
     elements: dict[str, int] = {}
     for slot, weight in state.weights.slots:
-        if weight.grad is not None:
-            norm = torch.linalg.vector_norm(local(weight.grad))
-            shape = weight.shape if slot.shard is None else slot.shard.shape
-            square[slot.role] = square.get(slot.role, 0.0) + norm.double().square()
-            elements[slot.role] = elements.get(slot.role, 0) + math.prod(shape)
+        part = weight.new_zeros(()) if weight.grad is None else local(weight.grad)
+        norm = torch.linalg.vector_norm(part)
+        shape = weight.shape if slot.shard is None else slot.shard.shape
+        square[slot.role] = square.get(slot.role, 0.0) + norm.double().square()
+        elements[slot.role] = elements.get(slot.role, 0) + math.prod(shape)
     own = state.weights.world.ranks.weights
     square = {role: summed(total, own) for role, total in square.items()}
     metrics = {role: {"grad_rms": float((square[role] / elements[role]).sqrt())} for role in square}

@@ -25,16 +25,16 @@ from moebius.model.lm import LM
 from moebius.model.weight import named_weights
 from moebius.monitor.ceiling import matmul_rate
 from moebius.ops.native.memory import keep_freed_memory
-from moebius.parallel.config import Degrees
-from moebius.parallel.plan import cuts_of
-from moebius.parallel.world import ALONE, World, launched
+from moebius.parallel.world import ALONE, World
 from moebius.train.change import with_own_tokenizer
 from moebius.train.folder import RunFolder
-from moebius.train.precision import DTYPES, choose, products_of
+from moebius.train.layout import check_ranks
+from moebius.train.passes import passes
+from moebius.train.precision import DTYPES, choose
 from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
-from moebius.train.state import TrainState, check_plans, new_state, optimizer_of, spread_weights
-from moebius.train.step import forward_backward
+from moebius.train.state import TrainState, new_state, optimizer_of, spread_weights
+from moebius.train.step import micro_rows
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -104,47 +104,12 @@ def check(run: Run) -> Counts:
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
         optimizer_of(run, spread_weights(run, models[0]))
-    check_plans(models[0], run.parallel.on(launched()))
-    check_ranks(run, run.parallel.on(launched()))
+    check_ranks(run, models[0])
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)
     for sink in run.sinks:
         sink.check()
     return count(models[0], run.sequence_length)
-
-
-def check_ranks(run: Run, degrees: Degrees) -> None:
-    """ValueError where the run has what its processes cannot do together."""
-    if launched() == 1:
-        return
-    if run.qk_clip is not None:
-        raise ValueError("qk_clip looks at whole matrices on one process; leave it out")
-    if any(products_of(run).values()):
-        raise ValueError("products in low precision are for one process; use precision=bf16")
-    sizes = {run.batch, *(size for _, size in run.batch_ramp)}
-    sizes |= {section.batch for section in sections_of(run)}
-    readers = degrees.dp_replicate * degrees.dp_shard
-    odd = sorted(size for size in sizes if size % readers)
-    if odd:
-        together = degrees.tp * degrees.cp
-        shares = "processes" if together == 1 else f"groups of {together} processes"
-        raise ValueError(
-            f"a batch of {odd[0]} sequences cannot be shared equally by {readers} {shares}; "
-            "choose a multiple"
-        )
-    lengths = {section.sequence_length for section in sections_of(run)}
-    odd = sorted(length for length in lengths if length % (2 * degrees.cp))
-    if degrees.cp > 1 and odd:
-        raise ValueError(
-            f"a sequence of {odd[0]} tokens cannot be shared equally by parallel.cp={degrees.cp}; "
-            f"choose a multiple of {2 * degrees.cp}"
-        )
-
-
-def check_layout(run: Run, world: World) -> None:
-    """ValueError where a part of the model cannot be spread over these ranks; writes nothing."""
-    with torch.device("meta"):
-        cuts_of(run.model.build(run.vocab), world)
 
 
 def counts_of(run: Run, section: Section) -> Counts:
@@ -256,12 +221,12 @@ def trial(
     """The short piece of real work by which `auto` compares precisions."""
 
     def work(dtype: torch.dtype) -> None:
-        batch = loader.batch(0)
-        micro = batch.rows(0, min(len(batch), run.micro_batch or len(batch), 4)).to(device)
+        batch, pipe = loader.batch(0), state.weights.world.degrees.pipe.ranks
+        rows = min(micro_rows(run, batch, pipe), 4)
+        micros = batch.rows(0, rows * pipe).to(device).split(rows)
         # Stochastic rounding draws; the run begins with the random state of its seed all the same.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            sharers = state.weights.world.ranks.context
-            forward_backward(state.model, [micro], 0, dtype, run.recompute, sharers)
+            passes(state, micros, dtype, run.recompute)
         state.model.zero_grad(set_to_none=True)
 
     return work

@@ -6,7 +6,6 @@ state: its order is a pure function of the step.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,13 @@ from torch import Tensor
 from moebius import checkpoint
 from moebius.checkpoint.tensors import Lazy
 from moebius.model.lm import LM
-from moebius.model.mixers import Mixer
-from moebius.model.weight import initialise, named_weights, set_products
-from moebius.ops.ranks import Spread
-from moebius.ops.shard import Shard
+from moebius.model.weight import initialise, set_products
 from moebius.optim.optimizer import Optimizer
-from moebius.optim.rules import Slot
-from moebius.optim.transfer import transferred
-from moebius.parallel.config import Degrees
-from moebius.parallel.plan import local, spread
+from moebius.parallel.plan import local
 from moebius.parallel.world import ALONE, World
 from moebius.train.precision import products_of
 from moebius.train.run import Run
+from moebius.train.weights import Weights, optimizer_of, spread_weights
 
 
 @dataclasses.dataclass
@@ -41,7 +35,7 @@ class TrainState:
 
     model: LM
     optimizer: Optimizer
-    weights: "Weights"
+    weights: Weights
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -149,35 +143,6 @@ class TrainState:
         self.restore(tensors, counters)
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The weights of a model as its optimizer knows them, and how ranks share them.
-
-    `slots` are in the model's order; `shards` know a tied weight by each of its names.
-    """
-
-    world: World
-    slots: tuple[tuple[Slot, Tensor], ...]
-    shards: Mapping[str, Shard]
-
-    def whole(self, name: str, tensor: Tensor) -> Tensor | Lazy:
-        """A tensor of the model, whole when it is asked for."""
-        shard = self.shards.get(name)
-        if shard is None:
-            return tensor
-        return Lazy(tensor.dtype, shard.shape, lambda: shard.whole(local(tensor)))
-
-    def shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
-        """The shape of the whole of a tensor of the model."""
-        shard = self.shards.get(name)
-        return tuple(tensor.shape) if shard is None else shard.shape
-
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of it."""
-        shard = self.shards.get(name)
-        return whole if shard is None else shard.part(whole)
-
-
 def _copy(x: Tensor | Lazy) -> Tensor:
     return x.make().cpu() if isinstance(x, Lazy) else x.to("cpu", copy=True)
 
@@ -201,38 +166,3 @@ def _blank(run: Run) -> LM:
     """The whole model in the dtype of its masters, not yet filled."""
     model = run.model.build(run.vocab)
     return model.double() if run.precision == "fp64" else model
-
-
-def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
-    """Spread a whole model over the ranks; its weights, or this rank's parts of them."""
-    check_plans(model, world.degrees)
-    named = list(named_weights(model))
-    shards = spread(model, model.blocks(), ("loss",), world, keep=not run.parallel.reshard)
-    if not shards:
-        return Weights(world, tuple((Slot(name, w.role, w.blocks), w) for name, w in named), {})
-    parts = dict(model.named_parameters())
-    slots = [(Slot(name, w.role, w.blocks, shards[name]), parts[name]) for name, w in named]
-    # A tied weight has a second name in the model's state.
-    first = {id(part): name for name, part in parts.items()}
-    both = model.named_parameters(remove_duplicate=False)
-    return Weights(world, tuple(slots), {name: shards[first[id(part)]] for name, part in both})
-
-
-def check_plans(model: LM, degrees: Degrees) -> None:
-    """ValueError where a mixer cannot share its heads or its sequences among ranks."""
-    asked = [name for name in ("tp", "cp") if getattr(degrees, name) > 1]
-    if not asked:
-        return
-    for layer, block in enumerate((*model.blocks(), model.ends)):
-        for mixer in (part for part in block.modules() if isinstance(part, Mixer)):
-            if not any(isinstance(part, Spread) for part in mixer.modules()):
-                name = type(mixer).__name__.strip("_")
-                raise ValueError(
-                    f"layer {layer}: {name} has no plan for parallel.{asked[0]}; use 1"
-                )
-
-
-def optimizer_of(run: Run, weights: Weights) -> Optimizer:
-    """A fresh optimizer of a model's weights; ValueError where a rule is missing or unfit."""
-    parts = [(slot, local(weight)) for slot, weight in weights.slots]
-    return Optimizer(transferred(run.optim, run.model.width), parts, weights.world.ranks.weights)

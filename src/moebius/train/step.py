@@ -7,27 +7,25 @@ schedule move on.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from moebius.data.loader import Batch
-from moebius.model.context import Context
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import balance_rules
 from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
-from moebius.ops.ranks import Group, first, size_of, summed
-from moebius.ops.sequences import places
+from moebius.ops.ranks import first, packed, size_of, summed
 from moebius.optim.optimizer import clip_
 from moebius.parallel.plan import local
 from moebius.parallel.world import World
+from moebius.train.passes import Stats, context_of, passes
 from moebius.train.qk_clip import Clipped
 from moebius.train.run import Run
 from moebius.train.state import TrainState
-
-Stats = tuple[tuple[RouteStats, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,56 +43,6 @@ class StepResult:
     clipped: Clipped | None
 
 
-def context_of(batch: Batch, step: int) -> Context:
-    """The model's context of a (micro-)batch."""
-    return Context.packed(
-        batch.position_BT,
-        batch.document_BT,
-        batch.valid_BT,
-        batch.sequence_B,
-        batch.num_targets,
-        step,
-    )
-
-
-def forward_backward(
-    model: LM,
-    micro_batches: Sequence[Batch],
-    step: int,
-    dtype: torch.dtype,
-    recompute: bool,
-    sharers: Group = None,
-) -> tuple[Tensor, dict[str, Tensor], Stats]:
-    """Accumulate gradients of micro-batches; (cross-entropy sum, other sums, router stats).
-
-    Of whole sequences, or of this rank's tokens of them where `sharers` have the others.
-    """
-    total: Tensor | None = None
-    sums: dict[str, Tensor] = {}
-    stats: Stats = ()
-    for batch in micro_batches:
-        ctx = context_of(batch, step)
-        given_BT = (batch.tokens_BT, batch.targets_BT)
-        if sharers is not None:
-            place_T = places(batch.tokens_BT.shape[1], sharers, batch.tokens_BT.device)
-            ctx, given_BT = ctx.at(place_T), tuple(x_BT[:, place_T] for x_BT in given_BT)
-        loss = model.loss(*given_BT, ctx, dtype=dtype, recompute=recompute)
-        (loss.total / ctx.num_targets).backward()
-        total = loss.total.detach() if total is None else total + loss.total.detach()
-        for name, value in loss.sums.items():
-            sums[name] = sums[name] + value if name in sums else value
-        stats = _add(stats, loss.stats) if stats else loss.stats
-    assert total is not None
-    return total, sums, stats
-
-
-def _add(left: Stats, right: Stats) -> Stats:
-    return tuple(
-        tuple(a + b for a, b in zip(old, new, strict=True))
-        for old, new in zip(left, right, strict=True)
-    )
-
-
 def train_step(
     run: Run,
     state: TrainState,
@@ -108,14 +56,11 @@ def train_step(
     for weight in model.parameters():
         weight.grad = None
     own = own_part(batch, world)
-    micro_batches = own.split(micro_rows(run, own))
+    micro_batches = own.split(micro_rows(run, own, world.degrees.pipe.ranks))
     with observing(observer):
-        total, sums, stats = forward_backward(
-            model, micro_batches, state.step, dtype, run.recompute, world.ranks.context
-        )
-    everyone = world.ranks.data
-    total, stats = summed(total, everyone), over_ranks(stats, world)
-    sums = {name: summed(value, everyone) for name, value in sums.items()}
+        total, sums, stats = passes(state, micro_batches, dtype, run.recompute)
+    total, *values = packed([total, *sums.values()], partial(_of_all, world))
+    sums, stats = dict(zip(sums, values, strict=True)), over_ranks(stats, world)
     grads = {slot.name: _gradient(weight) for slot, weight in state.weights.slots}
     norm = float(clip_(list(grads.values()), run.optim.clip, world.ranks.weights))
     loss = float(total) / batch.num_targets
@@ -153,29 +98,48 @@ def own_part(batch: Batch, world: World) -> Batch:
     return dataclasses.replace(own, num_targets=own.num_targets * size_of(world.ranks.tensor))
 
 
-def micro_rows(run: Run, batch: Batch) -> int:
-    """Sequences of a micro-batch: in a stage of other lengths as many as hold as many tokens."""
+def micro_rows(run: Run, batch: Batch, pipe: int = 1) -> int:
+    """Sequences of a micro-batch of those a rank reads, on a pipeline of so many ranks.
+
+    In a stage of other lengths as many as hold as many tokens.
+    """
+    return rows_of(run, len(batch), batch.tokens_BT.shape[1], pipe)
+
+
+def rows_of(run: Run, rows: int, length: int, pipe: int = 1) -> int:
+    """The same, of so many sequences of a length."""
     if run.micro_batch is None:
-        return len(batch)
-    return max(1, run.micro_batch * run.sequence_length // batch.tokens_BT.shape[1])
+        return max(1, rows // pipe)
+    return max(1, run.micro_batch * run.sequence_length // length)
 
 
 def _gradient(weight: Tensor) -> Tensor:
     return local(torch.zeros_like(weight) if weight.grad is None else weight.grad)
 
 
+def _of_all(world: World, x: Tensor) -> Tensor:
+    """The sum over other tokens and other layers."""
+    return summed(summed(x, world.ranks.data), world.line)
+
+
 def over_ranks(stats: Stats, world: World) -> Stats:
     """What the routers did on all ranks, the same bits on each: biases that follow it never drift.
 
-    Ranks of a tensor group route the same tokens, but not on every device to the last bit.
+    Ranks of a pipeline have none of other layers. Those of a tensor group route the same tokens,
+    but not on every device to the last bit.
     """
-    names = [field.name for field in dataclasses.fields(RouteStats)]
 
-    def over(routed: RouteStats) -> RouteStats:
-        routed = routed.over(world.ranks.data)
-        return RouteStats(*(first(getattr(routed, name), world.ranks.tensor) for name in names))
+    def told(x: Tensor) -> Tensor:
+        return first(_of_all(world, x), world.ranks.tensor)
 
-    return tuple(tuple(over(routed) for routed in layer) for layer in stats)
+    every = [x for layer in stats for routed in layer for x in routed.tensors()]
+    if world.everyone is None or not every:
+        return stats
+    left = iter(packed(every, told))
+    return tuple(
+        tuple(RouteStats(*islice(left, len(routed.tensors()))) for routed in layer)
+        for layer in stats
+    )
 
 
 def after_step(model: LM, stats: Stats, step: int) -> None:

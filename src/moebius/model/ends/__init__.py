@@ -26,6 +26,9 @@ TABLE = {
 class End(nn.Module, ABC):
     """The contract of an added end."""
 
+    # Whether it looks tokens up; a pipeline lends the embedding to the stage of such an end.
+    LOOKS_UP: ClassVar[bool] = False
+
     @abstractmethod
     def forward(
         self, hidden_BTD: Tensor, targets_BT: Tensor, ctx: Context, embed: Embedding, head: Head

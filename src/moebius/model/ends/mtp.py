@@ -57,6 +57,8 @@ class _Step(nn.Module):
 
 
 class _MTP(End, Spread):
+    LOOKS_UP = True
+
     def __init__(self, config: MTP, site: Site) -> None:
         super().__init__()
         self.config = config

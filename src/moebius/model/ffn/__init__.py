@@ -16,7 +16,6 @@ from moebius.config import Variant
 from moebius.model.context import Context
 from moebius.model.part import Site
 from moebius.ops.dispatch import Dispatched
-from moebius.ops.ranks import Group, summed
 
 TABLE = {
     "dense": "moebius.model.ffn.dense:Dense",
@@ -39,10 +38,9 @@ class RouteStats:
         names = [field.name for field in dataclasses.fields(self)]
         return RouteStats(*(getattr(self, name) + getattr(other, name) for name in names))
 
-    def over(self, ranks: Group) -> "RouteStats":
-        """The sums over the tokens of all ranks."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return RouteStats(*(summed(getattr(self, name), ranks) for name in names))
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the fields."""
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from moebius.monitor.tap import tap
 from moebius.ops.dispatch import combine, dispatch
 from moebius.ops.experts import experts
 from moebius.ops.inject import inject
-from moebius.ops.linear import linear
+from moebius.ops.linear import at_least_fp32, linear
 from moebius.ops.ranks import Cut, Ranks, Spread, added, size_of
 from moebius.ops.swiglu import clamped_swiglu, swiglu
 
@@ -192,6 +192,19 @@ class MoELayer(FeedForward, Spread):
             moved_E = rule.bias_E()
             bias_E = bias_E if moved_E is None else bias_E + moved_E
         return bias_E
+
+    def nothing(self, dtype: torch.dtype) -> RouteStats:
+        """The stats of no token at all, as of activations in `dtype`."""
+        device, outputs = self.w_down_EDF.device, self.layout.num_outputs
+        none = torch.zeros((), dtype=torch.int64, device=device)
+        return RouteStats(
+            count_E=none.expand(outputs),
+            score_sum_E=torch.zeros(outputs, dtype=at_least_fp32(dtype), device=device),
+            hist_S=none.expand(self.layout.top_k + 1),
+            num_tokens=none,
+            num_dropped=none,
+            num_recycled=none,
+        )
 
     @torch.no_grad()
     def _stats(self, route: Route, ctx: Context, dropped: Tensor, recycled: Tensor) -> RouteStats:

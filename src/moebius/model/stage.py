@@ -1,0 +1,146 @@
+"""A stage of a pipeline: some units of a model's layers, and the ends that stand at them.
+
+The first stage has the embedding, the last the added ends and the head. What another stage holds
+as well (a tied embedding, one that an end looks up in) is lent to the last. Letters: B T tokens, D
+width.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from moebius.model.context import Context
+from moebius.model.ffn import RouteStats
+from moebius.model.ffn.moe import routers_of
+from moebius.model.lm import LM, closed
+from moebius.model.weight import Weight
+
+EMBEDDING = "embed.w_VD"
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Micro:
+    """A micro-batch."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    ctx: Context
+
+
+@dataclasses.dataclass
+class Passage:
+    """The micro-batches of a step on their way through the stages, and what they leave behind.
+
+    Torch's stages send on all that they return, so what stays on a rank is noted here, by the
+    number of the micro-batch: cross-entropies, sums of the ends, and by layer what routers did.
+    """
+
+    micros: tuple[Micro, ...]
+    dtype: torch.dtype
+    recompute: bool
+    totals: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    sums: dict[int, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
+    stats: dict[tuple[int, int], tuple[RouteStats, ...]] = dataclasses.field(default_factory=dict)
+
+    def layer(self, model: LM, layer: int) -> tuple[RouteStats, ...]:
+        """What the routers of a layer did on all micro-batches; nothing where they are not here."""
+        blank = [moe.nothing(self.dtype) for moe in routers_of(model.blocks()[layer])]
+        for at in range(len(self.micros)):
+            if (more := self.stats.get((at, layer))) is not None:
+                blank = [one + other for one, other in zip(blank, more, strict=True)]
+        return tuple(blank)
+
+
+class PipeStage(nn.Module):
+    """The stage of some units (all in a row); `first` and `last` say what else it has.
+
+    It is made after the model's parts took their groups over, and shares the model's modules.
+    """
+
+    def __init__(self, model: LM, units: Sequence[range], first: bool, last: bool) -> None:
+        super().__init__()
+        self.units, self.first, self.last = tuple(units), first, last
+        # As methods, since a model that is a part of its own part would never end.
+        self._through, self._added = model.through, model.added
+        blocks = model.blocks()
+        self.layers = nn.ModuleList(blocks[i] for unit in units for i in unit)
+        # Weights of another stage that are needed here, by their names in the model; without rows
+        # until they are lent.
+        self.lent: dict[str, Weight] = {}
+        self.embed = model.embed if first else None
+        if last:
+            lent = copy.deepcopy(model.embed.w_VD)
+            lent.data = lent.data[:0].clone()
+            self.lent[EMBEDDING] = lent
+            self.embed_again = _with(model.embed, lent)
+            self.ends = model.ends
+            self.head = _with(model.head, lent) if model.config.tied else model.head
+
+    def forward(self, x: Tensor, *, at: Tensor, passage: Passage) -> Tensor:
+        """Hidden states for the next stage; of the last one the micro-batch's part of the loss.
+
+        `x` are hidden states_BTD, which the first stage does not read; `at` is the number of the
+        micro-batch, of one element.
+        """
+        number = int(at)
+        micro = passage.micros[number]
+        if self.first:
+            assert self.embed is not None
+            x = self.embed(micro.tokens_BT, passage.dtype)
+        out = self._through(self.units, x, micro.ctx, None, passage.recompute)
+        layers = (i for unit in self.units for i in unit)
+        passage.stats |= {(number, i): one for i, one in zip(layers, out.stats, strict=True)}
+        if not self.last:
+            return out.hidden_BTD
+        given = (out.hidden_BTD, micro.targets_BT, micro.ctx)
+        total, sums = closed(self._added(), *given, self.embed_again, self.head)
+        passage.totals[number], passage.sums[number] = total.detach(), sums
+        return total / micro.ctx.num_targets
+
+
+def _with(module: Module, weight: Weight) -> Module:
+    """The same module with another weight w_VD, but for which they share everything."""
+    twin = copy.copy(module)
+    twin._parameters = {**module._parameters, "w_VD": weight}
+    return twin
+
+
+def stages_of(units: Sequence[range], count: int) -> tuple[tuple[range, ...], ...]:
+    """Units shared by `count` stages in a row, about as many layers each.
+
+    ValueError where there are fewer units than stages.
+    """
+    if len(units) < count:
+        raise ValueError(
+            f"a pipeline of {count} stages needs as many units of layers, but this model has "
+            f"{len(units)}; choose fewer stages (parallel.pp, parallel.stages_per_rank)"
+        )
+    stages: list[tuple[range, ...]] = []
+    left = list(units)
+    for after in range(count - 1, -1, -1):
+        share = sum(map(len, left)) / (after + 1)
+        taken = [left.pop(0)]
+        while len(left) > after and after and sum(map(len, taken)) + len(left[0]) / 2 <= share:
+            taken.append(left.pop(0))
+        stages.append(tuple(taken if after else [*taken, *left]))
+    return tuple(stages)
+
+
+def stage_of(name: str, stages: Sequence[Sequence[range]]) -> int:
+    """The stage that holds a weight or buffer of the model, by its name."""
+    where, _, rest = name.partition(".")
+    if where != "layers":
+        return 0 if where == "embed" else len(stages) - 1
+    layer = int(rest.partition(".")[0])
+    return next(i for i, units in enumerate(stages) if any(layer in unit for unit in units))
+
+
+def borrowed_by(model: LM) -> tuple[str, ...]:
+    """The weights of the first stage that the last one needs as well, by their names."""
+    needed = model.config.tied or any(end.LOOKS_UP for end in model.added())
+    return (EMBEDDING,) if needed else ()

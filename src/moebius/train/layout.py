@@ -1,0 +1,99 @@
+"""What a run cannot do on the ranks it is launched on, said before they meet.
+
+Each refusal names the part or the field, and what to choose instead.
+"""
+
+from collections.abc import Collection
+
+import torch
+
+from moebius.model.lm import LM
+from moebius.model.mixers import Mixer
+from moebius.model.stage import borrowed_by, stages_of
+from moebius.ops.ranks import Spread
+from moebius.parallel.config import Degrees, Pipe
+from moebius.parallel.plan import cuts_of
+from moebius.parallel.world import World, launched
+from moebius.train.precision import products_of
+from moebius.train.run import Run
+from moebius.train.sections import sections_of
+from moebius.train.step import rows_of
+
+
+def check_ranks(run: Run, model: LM) -> None:
+    """ValueError where the run has what the processes of this launch cannot do together."""
+    degrees = run.parallel.on(launched())
+    if launched() == 1:
+        return
+    check_plans(model, degrees)
+    if run.qk_clip is not None:
+        raise ValueError("qk_clip looks at whole matrices on one process; leave it out")
+    if any(products_of(run).values()):
+        raise ValueError("products in low precision are for one process; use precision=bf16")
+    sizes = {run.batch, *(size for _, size in run.batch_ramp)}
+    sizes |= {section.batch for section in sections_of(run)}
+    readers = degrees.dp_replicate * degrees.dp_shard
+    odd = sorted(size for size in sizes if size % readers)
+    if odd:
+        together = degrees.tp * degrees.cp
+        shares = "processes" if together == 1 else f"groups of {together} processes"
+        raise ValueError(
+            f"a batch of {odd[0]} sequences cannot be shared equally by {readers} {shares}; "
+            "choose a multiple"
+        )
+    if degrees.pipe.ranks > 1:
+        check_stages(run, model, degrees.pipe)
+        check_micro_batches(run, degrees.pipe.ranks, {size // readers for size in sizes})
+    lengths = {section.sequence_length for section in sections_of(run)}
+    odd = sorted(length for length in lengths if length % (2 * degrees.cp))
+    if degrees.cp > 1 and odd:
+        raise ValueError(
+            f"a sequence of {odd[0]} tokens cannot be shared equally by parallel.cp={degrees.cp}; "
+            f"choose a multiple of {2 * degrees.cp}"
+        )
+
+
+def check_micro_batches(run: Run, pipe: int, shares: Collection[int]) -> None:
+    """ValueError where the sequences of a rank cannot fill a pipeline of so many ranks."""
+    for section in sections_of(run):
+        for share in sorted(shares):
+            rows = rows_of(run, share, section.sequence_length, pipe)
+            number, odd = divmod(share, rows)
+            if odd or number % pipe:
+                raise ValueError(
+                    f"a rank's {share} sequences, {rows} a micro-batch, cannot fill a pipeline "
+                    f"of {pipe} ranks; choose batch and micro_batch so that their number is a "
+                    f"multiple of {pipe}"
+                )
+
+
+def check_stages(run: Run, model: LM, pipe: Pipe) -> None:
+    """ValueError where a model cannot be divided into the stages of a pipeline."""
+    stages_of(model.units(), pipe.num_stages)
+    twice = borrowed_by(model)
+    if pipe.schedule == "zbv" and (run.recompute or twice):
+        what = "recompute" if run.recompute else f"{twice[0]}, which the last stage uses as well"
+        raise ValueError(
+            f"parallel.schedule=zbv divides a backward in two, which torch cannot do with {what}; "
+            "use 1f1b or interleaved"
+        )
+
+
+def check_layout(run: Run, world: World) -> None:
+    """ValueError where a part of the model cannot be spread over these ranks; writes nothing."""
+    with torch.device("meta"):
+        cuts_of(run.model.build(run.vocab), world)
+
+
+def check_plans(model: LM, degrees: Degrees) -> None:
+    """ValueError where a mixer cannot share its heads or its sequences among ranks."""
+    asked = [name for name in ("tp", "cp") if getattr(degrees, name) > 1]
+    if not asked:
+        return
+    for layer, block in enumerate((*model.blocks(), model.ends)):
+        for mixer in (part for part in block.modules() if isinstance(part, Mixer)):
+            if not any(isinstance(part, Spread) for part in mixer.modules()):
+                name = type(mixer).__name__.strip("_")
+                raise ValueError(
+                    f"layer {layer}: {name} has no plan for parallel.{asked[0]}; use 1"
+                )

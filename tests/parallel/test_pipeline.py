@@ -1,0 +1,151 @@
+"""Pipelines against one process, by every schedule; what they refuse; their checkpoints.
+
+`tower` has a tied embedding and a predicted second token, so its last stage uses the embedding of
+the first; `column` is the same without either, for the schedule that divides a backward.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moebius.model.stage import stage_of, stages_of
+from moebius.parallel.config import Pipe
+
+from ..running import RECIPES, UNJUDGED, Place
+from .ranks import launch
+from .test_data import check
+from .test_reshard import losses, tensors, train
+
+EXACT = ["precision=fp64", "micro_batch=1"]
+TWO = [{"pp": 2}, {"pp": 2, "schedule": "interleaved"}]
+FOUR = [{"pp": 2}, {"pp": 2, "ep": 2}, {"pp": 2, "tp": 2}, {"pp": 2, "dp_replicate": 2}, {"pp": 4}]
+
+
+def test_two_ranks_equal_one_process_in_fp64(tmp_path: Path) -> None:
+    cases = [
+        ["tower", EXACT, 3, TWO],
+        ["tower", [*EXACT, "recompute=true"], 1, TWO],
+        ["column", EXACT, 3, [{"pp": 2, "schedule": "zbv"}]],
+    ]
+    found = launch(2, "data_worker.py", tmp_path / "found.json", json.dumps(cases))
+    assert len(found) == 5
+    check(found, 1e-10)
+
+
+def test_with_other_degrees_in_fp64(tmp_path: Path) -> None:
+    cases = [
+        ["tower", EXACT, 2, FOUR],
+        ["pattern", EXACT, 2, [{"pp": 2, "cp": 2}]],
+        ["column", EXACT, 2, [{"pp": 2, "ep": 2, "schedule": "zbv"}]],
+    ]
+    found = launch(4, "data_worker.py", tmp_path / "found.json", json.dumps(cases))
+    assert len(found) == len(FOUR) + 2
+    check(found, 1e-10)
+
+
+@pytest.fixture(scope="module")
+def fields(corpus: Path, cache: Path) -> list[str]:
+    where = [f"data.path={corpus}", f"data.cache={cache}"]
+    return [f"{RECIPES}:tower", *where, "precision=fp64", "steps=6", "measure_every=2", UNJUDGED]
+
+
+def test_its_checkpoints_go_on_with_other_layouts(tmp_path: Path, fields: list[str]) -> None:
+    """Two stages, then one process, then four ranks; every line of metrics says the same."""
+    train(1, *fields, "--out", tmp_path / "whole")
+    run = tmp_path / "moved"
+    train(2, *fields, "parallel.pp=2", "stop_at=2", "--out", run)
+    train(1, "--resume", run, "stop_at=4", "parallel.pp=1")
+    train(4, "--resume", run, "stop_at=none", "parallel.pp=2", "parallel.ep=2")
+    want, seen = losses(tmp_path / "whole"), losses(run)
+    assert seen.keys() == want.keys() == set(range(1, 7))
+    for step, loss in want.items():
+        assert seen[step] == pytest.approx(loss, rel=1e-10)
+    one, other = tensors(tmp_path / "whole"), tensors(run)
+    assert one.keys() == other.keys()
+    for name, x in one.items():
+        torch.testing.assert_close(other[name], x, rtol=1e-9, atol=1e-12, msg=name)
+    for old, new in zip(lines(tmp_path / "whole"), lines(run), strict=True):
+        assert flat(new) == pytest.approx(flat(old), rel=1e-6, abs=1e-9)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The metrics, but for the clock."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "tokens_per_second", "mfu", "loss_hex", "alarms")
+    return [{key: x for key, x in line.items() if key not in timed} for line in found]
+
+
+def flat(value: Any, path: str = "") -> dict[str, float | None]:
+    """Every number by the path to it."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: x for key, one in pairs for k, x in flat(one, f"{path}/{key}").items()}
+    return {path: value}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "said"),
+    [
+        ("tower", ["batch=5"], "a rank's 5 sequences, 2 a micro-batch, cannot fill a pipeline"),
+        ("tower", ["micro_batch=4"], "8 sequences, 4 a micro-batch, cannot fill a pipeline of 4"),
+        ("tiny", [], "a pipeline of 2 stages needs as many units of layers, but this model has 1"),
+        ("tower", ["parallel.schedule=zbv"], "torch cannot do with embed.w_VD, which the last"),
+        ("column", ["parallel.schedule=zbv", "recompute=true"], "cannot do with recompute"),
+        ("column", ["parallel.schedule=interleaved", "parallel.stages_per_rank=1"], "at least 2"),
+        ("column", ["parallel.schedule=zbv", "parallel.pp=1"], "set parallel.pp above 1"),
+    ],
+)
+def test_what_no_pipeline_can_do_is_refused(
+    recipe: str, overrides: list[str], said: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before ranks meet and anything is written."""
+    ranks = 4 if "micro_batch=4" in overrides else 2
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    fields = [f"parallel.pp={ranks}", "batch=8", *overrides]
+    done = place.cli("train", f"{RECIPES}:{recipe}", *fields, "--out", "run")
+    assert said in done.error
+    assert not (place.folder / "run").exists()
+
+
+def units(*sizes: int) -> list[range]:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "layers"),
+    [
+        ((1, 1, 1, 1), 2, [2, 2]),
+        ((1, 1, 1, 1, 1), 4, [1, 1, 2, 1]),
+        ((2, 2, 2), 2, [4, 2]),
+        ((4, 1, 1), 3, [4, 1, 1]),
+        ((1, 1, 4), 2, [2, 4]),
+    ],
+)
+def test_units_are_shared_whole_and_in_order(
+    sizes: tuple[int, ...], count: int, layers: list[int]
+) -> None:
+    stages = stages_of(units(*sizes), count)
+    assert [unit for stage in stages for unit in stage] == units(*sizes)
+    assert [sum(map(len, stage)) for stage in stages] == layers
+
+
+def test_what_a_stage_holds() -> None:
+    stages = stages_of(units(1, 2, 1), 3)
+    names = ["embed.w_VD", "layers.0.ffn.w", "layers.2.a", "layers.3.b", "head.w_VD", "ends.0.x"]
+    assert [stage_of(name, stages) for name in names] == [0, 0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("pipe", "held"),
+    [
+        (Pipe(3), [[0], [1], [2]]),
+        (Pipe(2, "interleaved", 3), [[0, 2, 4], [1, 3, 5]]),
+        (Pipe(3, "zbv", 2), [[0, 5], [1, 4], [2, 3]]),
+    ],
+)
+def test_the_stages_of_each_rank(pipe: Pipe, held: list[list[int]]) -> None:
+    assert [pipe.held_by(rank) for rank in range(pipe.ranks)] == held
