@@ -31,6 +31,7 @@ from moebius.model.mixers.cla import shared
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
+from moebius.model.mixers.nsa import NSA
 from moebius.model.mixers.swa import SWA
 from moebius.ops.loss import head_cross_entropy_naive
 from moebius.ops.loss.spread import head_cross_entropy_spread
@@ -162,7 +163,8 @@ def loads(world: World) -> list[list[int]]:
 def refusals(world: World) -> list[str]:
     """What is said of models that cannot be shared so."""
     odd: list[tuple[MixerConfig, int, int]] = [
-        (KDA(heads=4, head_width=8), 48, 300),
+        (NSA(heads=4, kv_heads=4, head_width=8), 48, 300),
+        (KDA(heads=3, head_width=8), 48, 300),
         (GQA(heads=4, kv_heads=1, head_width=8), 48, 300),
         (GQA(heads=4, kv_heads=4, head_width=8, qk_norm="full"), 48, 300),
         (GQA(heads=4, kv_heads=4, head_width=8), 47, 300),

@@ -52,9 +52,9 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
 # Each recipe with the degrees that its parts have a plan for.
 RECIPES: list[tuple[str, list[dict[str, Any]]]] = [
     ("quickstart", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
-    ("hunyuan-nano", [{}, {"ep": 2}, {"pp": 2}]),
+    ("hunyuan-nano, wider", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
     ("llama3-nano", [{}, {"tp": 2}, {"cp": 2}, {"pp": 2, "schedule": "zbv"}]),
-    ("kimi-linear-nano", [{}, {"ep": 2}, {"pp": 2}]),
+    ("kimi-linear-nano", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
 ]
 
 

@@ -68,7 +68,8 @@ def test_a_checkpoint_of_ranks_goes_on_on_one_process(found: Any) -> None:
 
 def test_what_has_no_plan_is_refused_by_name(found: Any) -> None:
     assert found["refused"] == [
-        "layer 1: KDA has no plan for parallel.tp; use 1",
+        "layer 1: NSA has no plan for parallel.tp; use 1",
+        "layer 1: parallel.tp=2 must divide its 3 heads",
         "layer 1: parallel.tp=2 must divide its 4 heads and 1 kv_heads",
         "layer 1: qk_norm=full norms all heads at once and has no tensor-parallel plan; "
         "use parallel.tp=1",

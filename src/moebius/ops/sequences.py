@@ -1,7 +1,8 @@
 """Context parallelism: ranks share the tokens of a sequence and see the keys and values of all.
 
 Each rank has two pieces, one from the front and one from the back; keys and values are gathered
-before attention, which is cheap beside it where few heads carry them (Llama 3, 3.3.2). Letters: B
+before attention, which is cheap beside it where few heads carry them (Llama 3, 3.3.2). What goes
+through a sequence in order takes each piece for one of its own. Letters: B
 sequences, T tokens here, S tokens of whole sequences.
 """
 
@@ -12,6 +13,41 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moebius.ops.ranks import Group, rank_in, size_of
+
+
+def which(group: Group) -> tuple[int, ...]:
+    """The numbers of the pieces that this rank has, in the order of the sequence."""
+    if group is None:
+        return (0,)
+    return (rank_in(group), 2 * size_of(group) - 1 - rank_in(group))
+
+
+def in_pieces(x_BTX: Tensor, group: Group) -> Tensor:
+    """The pieces of sequences as sequences of their own: those at the front, then those behind."""
+    return torch.cat(x_BTX.chunk(len(which(group)), dim=1))
+
+
+def from_pieces(x_BTX: Tensor, group: Group) -> Tensor:
+    """The tokens of a rank, from its pieces."""
+    return torch.cat(x_BTX.chunk(len(which(group))), dim=1)
+
+
+def before(x_BTX: Tensor, num: int, group: Group) -> Tensor:
+    """The `num` tokens before each of a rank's pieces, zeros before a sequence.
+
+    ValueError where pieces are shorter than that.
+    """
+    if group is None:
+        return x_BTX.new_zeros(len(x_BTX), num, *x_BTX.shape[2:])
+    if x_BTX.shape[1] < num:
+        raise ValueError(
+            f"pieces of {x_BTX.shape[1]} tokens are shorter than the {num} that a convolution sees "
+            "back; use longer sequences or a lower parallel.cp"
+        )
+    last = from_pieces(x_BTX[:, x_BTX.shape[1] - num :], group)
+    ends = sequences(last, group).unflatten(1, (-1, num)).unbind(1)
+    ends = (torch.zeros_like(ends[0]), *ends)
+    return torch.cat([ends[piece] for piece in which(group)])
 
 
 def places(length: int, group: Group, device: torch.device | None = None) -> Tensor:
@@ -53,6 +89,11 @@ class _Sequences(torch.autograd.Function):
 def _order(length: int, group: Group, device: torch.device) -> Tensor:
     """The places of all ranks' tokens, one rank after the other."""
     return torch.cat([torch.cat(pair) for pair in _pieces(length, group, device)])
+
+
+def own_places(x_BSX: Tensor, place_T: Tensor, group: Group) -> Tensor:
+    """Of whole sequences the tokens that this rank has."""
+    return x_BSX if group is None else x_BSX[:, place_T]
 
 
 def sequences(x_BTX: Tensor, group: Group) -> Tensor:

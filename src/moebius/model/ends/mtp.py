@@ -24,6 +24,7 @@ from moebius.model.weight import Weight
 from moebius.ops.inject import inject
 from moebius.ops.linear import linear
 from moebius.ops.ranks import Cut, Ranks, Spread
+from moebius.ops.sequences import own_places, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,12 @@ class _MTP(End, Spread):
 
     def __init__(self, config: MTP, site: Site) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.ranks = config, Ranks()
         self.steps = nn.ModuleList(_Step(config, site) for _ in range(config.depth))
 
     def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
-        """Its targets lie one token ahead, which another rank of the same sequence may have."""
-        if ranks.context is not None:
-            raise ValueError("MTP has no plan for parallel.cp; use 1, or leave MTP out")
+        """Targets further ahead are those of other ranks, where these share sequences."""
+        self.ranks = ranks
         return {}
 
     def forward(
@@ -92,8 +92,15 @@ class _MTP(End, Spread):
         self, targets_BT: Tensor, ctx: Context, valid_BT: Tensor, depth: int
     ) -> tuple[Tensor, Tensor]:
         """Targets `depth` further on, and where they lie in the same document and window."""
-        ahead_BT = torch.roll(targets_BT, -depth, dims=1)
-        document_BT = torch.roll(ctx.document_BT, -depth, dims=1)
-        inside_BT = torch.roll(ctx.valid_BT, -depth, dims=1) & (document_BT == ctx.document_BT)
-        inside_BT[:, -depth:] = False
+        sharers = self.ranks.context
+        targets_BS, documents_BS, valid_BS = (
+            sequences(x_BT, sharers) for x_BT in (targets_BT, ctx.document_BT, ctx.valid_BT)
+        )
+        ahead_BS = torch.roll(targets_BS, -depth, dims=1)
+        inside_BS = torch.roll(documents_BS, -depth, dims=1) == documents_BS
+        inside_BS &= torch.roll(valid_BS, -depth, dims=1)
+        inside_BS[:, -depth:] = False
+        ahead_BT, inside_BT = (
+            own_places(x_BS, ctx.place_T, sharers) for x_BS in (ahead_BS, inside_BS)
+        )
         return ahead_BT, valid_BT & inside_BT

@@ -19,6 +19,8 @@ from moebius.model.context import Context
 from moebius.model.ffn.balance import Layout
 from moebius.model.ffn.routers import Route
 from moebius.monitor.tap import tap_gradient
+from moebius.ops.ranks import Group
+from moebius.ops.sequences import own_places, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +52,44 @@ class Fitted:
     num_recycled: Tensor
 
 
-def fit(capacity: Capacity, layout: Layout, route: Route, ctx: Context, layer: int) -> Fitted:
-    """Apply a capacity to a routing, scope by scope."""
-    batch, length = ctx.valid_BT.shape
-    size = length if capacity.scope == "sequence" else batch * length
-    index_XMS = route.index_NS.unflatten(0, (-1, size)).clone()
-    valid_XM = ctx.valid_BT.flatten().unflatten(0, (-1, size))
+def fit(
+    capacity: Capacity,
+    layout: Layout,
+    route: Route,
+    ctx: Context,
+    layer: int,
+    sharers: Group = None,
+) -> Fitted:
+    """Apply a capacity to a routing, scope by scope.
+
+    Where ranks share sequences, each fits all of their tokens and takes its own.
+    """
+    index_BTS = sequences(route.index_NS.unflatten(0, ctx.valid_BT.shape), sharers)
+    valid_BT = sequences(ctx.valid_BT, sharers)
+    size = valid_BT.shape[1] if capacity.scope == "sequence" else valid_BT.numel()
+    index_XMS = index_BTS.flatten(0, 1).unflatten(0, (-1, size)).clone()
     step = int(ctx.step)
-    dropped = recycled = 0
-    for i, (index_MS, valid_M) in enumerate(zip(index_XMS, valid_XM, strict=True)):
+    for i, (index_MS, valid_M) in enumerate(
+        zip(index_XMS, valid_BT.flatten().unflatten(0, (-1, size)), strict=True)
+    ):
         seed = (step * 1_000_003 + layer) * 1_000_003 + int(ctx.sequence_B[i])
-        lost, moved = _fit_scope(capacity, layout, index_MS, valid_M, seed)
-        dropped, recycled = dropped + lost, recycled + moved
-    index_NS = index_XMS.flatten(0, 1)
+        _fit_scope(capacity, layout, index_MS, valid_M, seed)
+    index_BTS = index_XMS.view(index_BTS.shape)
+    index_NS = own_places(index_BTS, ctx.place_T, sharers).flatten(0, 1)
     kept_NS = index_NS < layout.num_outputs
     landed_NS = index_NS.clamp(max=layout.num_outputs - 1)
     weight_NS = tap_gradient("score", route.score_NE.gather(-1, landed_NS), landed_NS) * kept_NS
     # An assignment that stayed keeps the weight its router gave it (renormalised or not).
     weight_NS = torch.where(index_NS == route.index_NS, route.weight_NS, weight_NS)
-    counts = torch.tensor([dropped, recycled], device=index_NS.device)
-    return Fitted(index_NS, weight_NS, counts[0], counts[1])
+    # An overflow never lands on the expert that it left, which is full.
+    moved_NS = (index_NS != route.index_NS) & kept_NS
+    return Fitted(index_NS, weight_NS, (~kept_NS).sum(), moved_NS.sum())
 
 
 def _fit_scope(
     capacity: Capacity, layout: Layout, index_MS: Tensor, valid_M: Tensor, seed: int
-) -> tuple[int, int]:
-    """Edit one scope's indices in place; (dropped, recycled)."""
+) -> None:
+    """Edit one scope's indices in place."""
     limit = capacity.limit(int(valid_M.sum()), layout)
     flat = index_MS.view(-1)
     wanted = torch.where(valid_M[:, None], index_MS, layout.num_outputs).reshape(-1)
@@ -84,7 +98,7 @@ def _fit_scope(
     over = (position > limit).nonzero()[:, 0]
     flat[over] = layout.num_outputs
     if capacity.overflow == "drop" or len(over) == 0:
-        return len(over), 0
+        return
     free_E = (limit - one_hot.sum(0)).clamp(min=0)
     slots = torch.arange(layout.num_ffn, device=flat.device).repeat_interleave(free_E)
     generator = torch.Generator().manual_seed(seed % 2**63)
@@ -95,8 +109,6 @@ def _fit_scope(
     token = moved // index_MS.shape[1]
     held = (index_MS[token] == slots[:, None]).any(-1) | _seen_before(token * len(free_E) + slots)
     flat[moved[~held]] = slots[~held]
-    num_moved = int((~held).sum())
-    return len(over) - num_moved, num_moved
 
 
 def _seen_before(key: Tensor) -> Tensor:

@@ -125,11 +125,6 @@ class MoELayer(FeedForward, Spread):
                 f"layer {self.layer}: capacity of scope micro_batch has no order of tokens over "
                 "ranks; use scope sequence"
             )
-        if capacity is not None and ranks.context is not None:
-            raise ValueError(
-                f"layer {self.layer}: capacity takes the first tokens of a sequence, which ranks "
-                "share; use parallel.cp=1 or no capacity"
-            )
         if self.layout.num_ffn % share:
             raise ValueError(
                 f"layer {self.layer}: parallel.ep={share} must divide its "
@@ -147,7 +142,8 @@ class MoELayer(FeedForward, Spread):
         index_NS, weight_NS = route.index_NS, route.weight_NS
         dropped = recycled = torch.zeros((), dtype=torch.int64, device=h_BTD.device)
         if self.training and self.config.capacity is not None:
-            fitted = fit(self.config.capacity, self.layout, route, ctx, self.layer)
+            given = (self.config.capacity, self.layout, route, ctx, self.layer)
+            fitted = fit(*given, self.ranks.context)
             index_NS, weight_NS = fitted.index_NS, fitted.weight_NS
             dropped, recycled = fitted.num_dropped, fitted.num_recycled
         stats = self._stats(route, ctx, dropped, recycled)

@@ -20,6 +20,8 @@ from moebius.model.part import Norm, Site
 from moebius.model.weight import Weight
 from moebius.ops.kda import absorb, kda, kda_onward
 from moebius.ops.linear import at_least_fp32, linear
+from moebius.ops.ranks import Cut, Ranks, Spread, added, size_of
+from moebius.ops.sequences import before, from_pieces, in_pieces
 
 # How many tokens a state can always take back (speculative drafts are shorter).
 REACH = 16
@@ -123,9 +125,10 @@ def tokens_kept(seen: int) -> int:
     return seen - REACH * max(0, seen // REACH - 1)
 
 
-class _KDA(Mixer):
+class _KDA(Mixer, Spread):
     def __init__(self, config: KDA, site: Site) -> None:
         super().__init__()
+        self.site, self.ranks = site, Ranks()
         if config.lower_bound is not None and config.lower_bound >= 0:
             raise ValueError(f"lower_bound ({config.lower_bound}) must be below 0, such as -5")
         self.config = config
@@ -145,6 +148,19 @@ class _KDA(Mixer):
         self.out_norm = Norm(config.head_width, site.eps)
         self.w_o = Weight((site.width, width), "matrix", std=site.back(width))
 
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.tensor` has an equal share of the heads; those of `ranks.context`
+        pass on the states of theirs."""
+        if self.config.heads % (parts := size_of(ranks.tensor)):
+            raise ValueError(
+                f"layer {self.site.layer}: parallel.tp={parts} must divide its "
+                f"{self.config.heads} heads"
+            )
+        self.ranks, cut = ranks, Cut(ranks.tensor)
+        by_head = ("w_q", "w_k", "w_v", "w_decay_up", "dt_bias", "a_log_H", "w_beta", "w_gate_up")
+        convolutions = Cut(ranks.tensor, blocks=3)
+        return {**dict.fromkeys(by_head, cut), "conv_XW": convolutions, "w_o": Cut(cut.group, 1)}
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -155,10 +171,14 @@ class _KDA(Mixer):
         inputs_BTX = torch.cat([linear(x_BTD, w) for w in (self.w_q, self.w_k, self.w_v)], dim=-1)
         g_BTHK, beta_BTH = self._log_decay(x_BTD), self._beta(x_BTD)
         if state is None:
-            q_BTHK, k_BTHK, v_BTHK = self._convolved(inputs_BTX, None, ctx.document_BT)
-            new_BT = ctx.document_BT[:, 1:] != ctx.document_BT[:, :-1]
-            first_BT = F.pad(new_BT, (1, 0), value=True)
-            out_BTHK = kda(q_BTHK, k_BTHK, v_BTHK, g_BTHK, beta_BTH, first_BT)
+            sharers = self.ranks.context
+            inputs_BTX, g_BTHK, beta_BTH, position_BT = (
+                in_pieces(x, sharers) for x in (inputs_BTX, g_BTHK, beta_BTH, ctx.position_BT)
+            )
+            past_BTX = before(inputs_BTX, self.config.conv_width - 1, sharers)
+            q_BTHK, k_BTHK, v_BTHK = self._convolved(inputs_BTX, past_BTX, position_BT)
+            given = (q_BTHK, k_BTHK, v_BTHK, g_BTHK, beta_BTH, position_BT == 0)
+            out_BTHK = from_pieces(kda(*given, sharers), sharers)
         else:
             assert isinstance(state, KDAState)
             q_BTHK, k_BTHK, v_BTHK = self._convolved(inputs_BTX, state.inputs_BTX, None)
@@ -169,30 +189,29 @@ class _KDA(Mixer):
         return self._back(out_BTHK, x_BTD), state, {}
 
     def _convolved(
-        self, inputs_BTX: Tensor, past_BTX: Tensor | None, document_BT: Tensor | None
+        self, inputs_BTX: Tensor, past_BTX: Tensor, position_BT: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """q, k, v after their depthwise causal convolutions, which stay within a document."""
-        wide, (batch, length, _) = at_least_fp32(inputs_BTX.dtype), inputs_BTX.shape
-        w_XW, before = self.conv_XW.to(wide), self.config.conv_width - 1
-        if past_BTX is None:
-            past_BTX = inputs_BTX.new_zeros(batch, before, inputs_BTX.shape[-1])
-        past_BTX = past_BTX[:, past_BTX.shape[1] - before :]
+        """q, k, v after their depthwise causal convolutions, which stay within a document where
+        positions in it are given."""
+        wide, length = at_least_fp32(inputs_BTX.dtype), inputs_BTX.shape[1]
+        w_XW, lag = self.conv_XW.to(wide), self.config.conv_width - 1
+        past_BTX = past_BTX[:, past_BTX.shape[1] - lag :]
         all_BTX = torch.cat([past_BTX, inputs_BTX], dim=1).to(wide)
-        out_BTX = all_BTX[:, before:] * w_XW[:, before]
-        for tap in range(before):
+        out_BTX = all_BTX[:, lag:] * w_XW[:, lag]
+        for tap in range(lag):
             tap_BTX = all_BTX[:, tap : tap + length]
-            if document_BT is not None:
-                tap_BTX = tap_BTX * _same_document(document_BT, before - tap)[..., None]
+            if position_BT is not None:
+                tap_BTX = tap_BTX * (position_BT >= lag - tap)[..., None]
             out_BTX = torch.addcmul(out_BTX, tap_BTX, w_XW[:, tap])
         out_BTX = F.silu(out_BTX).to(inputs_BTX.dtype)
-        return out_BTX.unflatten(-1, (3, self.config.heads, -1)).unbind(2)
+        return out_BTX.unflatten(-1, (3, -1, self.config.head_width)).unbind(2)
 
     def _log_decay(self, x_BTD: Tensor) -> Tensor:
         """g_BTHK, at most 0, in at least fp32."""
         wide = at_least_fp32(x_BTD.dtype)
         decay_BTX = linear(linear(x_BTD, self.w_decay_down), self.w_decay_up)
         decay_BTX = decay_BTX.to(wide) + self.dt_bias.to(wide)
-        decay_BTHK = decay_BTX.unflatten(-1, (self.config.heads, -1))
+        decay_BTHK = decay_BTX.unflatten(-1, (-1, self.config.head_width))
         rate_H1 = self.a_log_H.to(wide).exp()[:, None]
         if self.config.lower_bound is not None:
             return self.config.lower_bound * torch.sigmoid(rate_H1 * decay_BTHK)
@@ -208,7 +227,8 @@ class _KDA(Mixer):
         wide = at_least_fp32(x_BTD.dtype)
         gate_BTX = linear(linear(x_BTD, self.w_gate_down), self.w_gate_up)
         normed_BTX = self.out_norm(out_BTHK.to(wide)).flatten(-2)
-        return linear((normed_BTX * gate_BTX.to(wide).sigmoid()).to(x_BTD.dtype), self.w_o)
+        gated_BTX = (normed_BTX * gate_BTX.to(wide).sigmoid()).to(x_BTD.dtype)
+        return added(linear(gated_BTX, self.w_o), self.ranks.tensor)
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:
         heads, width, wide = self.config.heads, self.config.head_width, at_least_fp32(dtype)
@@ -232,12 +252,6 @@ class _KDA(Mixer):
     def flops(self, context: int) -> float:
         # Reading at the key, writing, reading at the query: 3 products with S.
         return 6.0 * self.config.heads * self.config.head_width**2
-
-
-def _same_document(document_BT: Tensor, lag: int) -> Tensor:
-    """Whether the token `lag` before each is of its document."""
-    same_BT = document_BT[:, lag:] == document_BT[:, :-lag]
-    return F.pad(same_BT, (lag, 0))[:, : document_BT.shape[1]]
 
 
 def _draw_a_log(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

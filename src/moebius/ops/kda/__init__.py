@@ -1,8 +1,8 @@
 """The op of Kimi Delta Attention: a delta rule whose state decays by channel (Kimi Linear, 2025).
 
 `naive` is the recurrence, the truth in any precision; `chunk` the same in matrix products, for any
-device; `fla` the Triton kernels of the optional package fla-core, for CUDA. Letters: K width of
-keys, V width of values.
+device; `fla` the Triton kernels of the optional package fla-core, for CUDA; `shared` for sequences
+that ranks share. Letters: K width of keys, V width of values.
 """
 
 import functools
@@ -14,7 +14,11 @@ from torch import Tensor
 
 from moebius.ops.kda.chunk import kda_chunk
 from moebius.ops.kda.fla import MAX_WIDTH, kda_fla
-from moebius.ops.kda.naive import kda_naive, unit
+from moebius.ops.kda.naive import kda_naive
+from moebius.ops.kda.shared import absorb, kda_shared
+from moebius.ops.ranks import Group
+
+__all__ = ["BACKENDS", "KDAOp", "absorb", "choose", "kda", "kda_onward"]
 
 KDAOp = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -45,6 +49,7 @@ def kda(
     g_BTHK: Tensor,
     beta_BTH: Tensor,
     first_BT: Tensor,
+    group: Group = None,
 ) -> Tensor:
     """out_BTHV of whole sequences, in the dtype of q, by a state S_HKV that is empty at first:
 
@@ -52,7 +57,10 @@ def kda(
 
     q and k are brought to length 1 here, and q scaled by K^-0.5. g (the log of the decay, at most
     0) and beta are of at least fp32. A document begins where `first_BT` is True: S is empty again.
+    Ranks of a `group` share the sequences, and give the pieces that they have (`in_pieces`).
     """
+    if group is not None:
+        return kda_shared(q_BTHK, k_BTHK, v_BTHV, g_BTHK, beta_BTH, first_BT, group)
     op = BACKENDS[choose(q_BTHK.device, q_BTHK.dtype, k_BTHK.shape[-1])]
     return op(q_BTHK, k_BTHK, v_BTHV, g_BTHK, beta_BTH, first_BT)
 
@@ -71,15 +79,3 @@ def kda_onward(
     """
     op = kda_naive if q_BTHK.shape[1] == 1 else kda_chunk
     return op(q_BTHK, k_BTHK, v_BTHV, g_BTHK, beta_BTH, state_BHKV, None)
-
-
-def absorb(state_BHKV: Tensor, k_BTHK: Tensor, delta_BTHV: Tensor, g_BTHK: Tensor) -> Tensor:
-    """The state after tokens, from what they wrote: no recurrence, no query."""
-    if not k_BTHK.shape[1]:
-        return state_BHKV
-    # The decay after each token: 1 after the last, so the sum runs from the end.
-    total_BTHK = g_BTHK.flip(1).cumsum(1).flip(1)
-    after_BTHK = torch.cat([total_BTHK[:, 1:], torch.zeros_like(total_BTHK[:, :1])], dim=1)
-    key_BTHK = unit(k_BTHK) * after_BTHK.exp()
-    written_BHKV = torch.einsum("bthk,bthv->bhkv", key_BTHK, delta_BTHV)
-    return total_BTHK[:, 0].exp()[..., None] * state_BHKV + written_BHKV
