@@ -109,10 +109,10 @@ def resumed(folder: Path, world: World) -> Found:
     state = new_state(run, torch.device("cpu"), world)
     for step in range(2):
         train_step(run, state, batch_of(run, step), dtype, None, False)
-    saved = state.save(folder, 1, {})
+    state.save(folder, 1, {})
     dist.barrier()
     third = train_step(run, state, batch_of(run, 2), dtype, None, False)
-    tensors, counters = checkpoint.load(saved)
+    tensors, counters = checkpoint.load(checkpoint.complete(folder)[-1])
     # The other way: what one process saved is taken over by ranks, and saved again.
     back = new_state(run, torch.device("cpu"), world)
     back.restore({name: x.clone() for name, x in tensors.items()}, counters)

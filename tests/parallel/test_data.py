@@ -50,11 +50,12 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
 
 
 # Each recipe with the degrees that its parts have a plan for.
-RECIPES: list[tuple[str, list[dict[str, Any]]]] = [
-    ("quickstart", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
-    ("hunyuan-nano, wider", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
-    ("llama3-nano", [{}, {"tp": 2}, {"cp": 2}, {"pp": 2, "schedule": "zbv"}]),
-    ("kimi-linear-nano", [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}, {"pp": 2}]),
+ALL: list[dict[str, Any]] = [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}]
+RECIPES: list[tuple[str, list[dict[str, Any]], str]] = [
+    ("quickstart", ALL, "1f1b"),
+    ("hunyuan-nano, wider", ALL, "interleaved"),
+    ("llama3-nano", [{}, {"tp": 2}, {"cp": 2}], "zbv"),
+    ("kimi-linear-nano", ALL, "zbv"),
 ]
 
 
@@ -80,10 +81,13 @@ def test_eight_ranks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_recipes_on_two_ranks(tmp_path: Path) -> None:
     """As they are, but for a small vocabulary and short sequences."""
-    small = ["precision=fp64", "vocab=512", "batch=2", "micro_batch=1", "sequence_length=64"]
-    cases = [[recipe, small, 2, layouts] for recipe, layouts in RECIPES]
+    small = ["precision=fp64", "vocab=512", "batch=2", "sequence_length=64"]
+    cases: list[list[Any]] = []
+    for recipe, layouts, schedule in RECIPES:
+        pipe = {"pp": 2, "schedule": schedule}
+        cases += [[recipe, small, 2, layouts], [recipe, [*small, "micro_batch=1"], 2, [pipe]]]
     found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
-    assert len(found) == sum(len(layouts) for _, layouts in RECIPES)
+    assert len(found) == sum(len(layouts) + 1 for _, layouts, _ in RECIPES)
     for case in found:
         case["num_counts"] = case["num_counts"] or case["recipe"] == "llama3-nano"
     check(found, 1e-10)

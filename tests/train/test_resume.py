@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import moebius
-from moebius.checkpoint import complete
+from moebius.checkpoint import complete, load
 from moebius.train.folder import RunFolder
 
 from ..running import RECIPES, UNJUDGED, Outcome, Place, finished, lines, losses, tree
@@ -262,3 +262,15 @@ def test_a_mixer_can_be_named_on_the_command_line(idea: Path, place: Place, tmp_
     assert (run / "code").is_dir()
     error = place.cli("train", "--resume", run, f"model.layers.0.mixer={idea}:Half").error
     assert "model.layers.0.mixer.use" in error
+
+
+def test_a_run_leaves_the_same_checkpoints_either_way(place: Place) -> None:
+    fields = ("steps=6", "checkpoint_every=2", "keep_checkpoints=9")
+    there = place.train("there", *fields, "save_in_background=false")
+    beside = place.train("beside", *fields)
+    one, other = (complete(run / "checkpoints") for run in (there, beside))
+    assert [path.name for path in one] == [path.name for path in other] and len(one) == 3
+    for before, after in zip(one, other, strict=True):
+        old, new = load(before)[0], load(after)[0]
+        assert old.keys() == new.keys()
+        assert all(torch.equal(x, new[name]) for name, x in old.items())

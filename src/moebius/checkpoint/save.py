@@ -69,12 +69,11 @@ def save(
     return path
 
 
-def follow(folder: Path, step: int, tensors: Mapping[str, torch.Tensor | Lazy]) -> Path:
+def follow(tensors: Mapping[str, torch.Tensor | Lazy]) -> None:
     """Take part in a `save` of another process: make each lazy tensor when it is due there."""
     for file in plan_files(tensors):
         for lazy in file.tensors.values():
             lazy.make()
-    return folder / folder_name(step)
 
 
 def _write(folder: Path, step: int, files: list[TensorFile], state: bytes) -> Path:

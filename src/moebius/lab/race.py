@@ -168,6 +168,7 @@ def _seed(
                 progress(f"race of seed {runs['moe'].seed}", look, looks)
         for racer in racers.values():
             racer.session.save()
+            racer.session.saver.wait()
     row = {"seed": runs["moe"].seed, **compared(*(racers[name].result() for name in NAMES))}
     replace_file(folder / "race.json", [json.dumps(row, indent=2).encode(), b"\n"])
     return row

@@ -52,6 +52,7 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
     with _stop_requests() as stop_requested, contextlib.ExitStack() as closing:
         for sink in (metrics, events, *sinks):
             closing.callback(sink.close)
+        closing.callback(session.saver.wait)
         for message in watch.notes:
             events.write({"step": state.step, "kind": "lost", "message": message})
         for message in session.notes:
@@ -78,6 +79,7 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
             synchronise(session.device)
             state.seconds += time.perf_counter() - started
             watch.at(state.step)
+            session.saver.check()
 
             if not result.applied:
                 events.write(_bad_step(result, state.step, batch.keys()))
@@ -105,6 +107,7 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
 
             if state.bad_in_a_row >= run.max_bad_steps:
                 session.save()
+                session.saver.wait()
                 raise ValueError(
                     f"{state.bad_in_a_row} updates in a row were not finite; the state is saved at "
                     f"step {state.step}, the batches are listed in {folder.events}"
@@ -121,6 +124,7 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
         watch.rest("ending")
         if state.step != saved_at or not folder.checkpoints.exists():
             session.save()
+        session.saver.wait()
         interrupted = session.world.any(stop_requested())
 
     if not interrupted and state.step == run.steps:

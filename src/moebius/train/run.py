@@ -68,6 +68,8 @@ class Run:
     measure_every: int = runtime(20)
     checkpoint_every: int = runtime(200)
     keep_checkpoints: int = runtime(2)
+    # Write checkpoints while the run goes on, from a copy that takes as much memory of the host.
+    save_in_background: bool = runtime(True)
     # At most so many sequences of `sequence_length` at once; in a stage as many as hold as much.
     micro_batch: int | None = runtime(None)
     recompute: bool = runtime(False)

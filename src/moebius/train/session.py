@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import moebius
+from moebius.checkpoint import Background
 from moebius.config import fingerprint, resolve
 from moebius.data.loader import Loader
 from moebius.data.prepare import prepare
@@ -61,6 +62,8 @@ class Session:
     world: World = ALONE
     # What was said while it was resumed.
     notes: tuple[str, ...] = ()
+    # Who writes checkpoints while the run goes on.
+    saver: Background = dataclasses.field(default_factory=Background)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,9 +79,15 @@ class Session:
         """What a checkpoint must agree with to be resumed exactly."""
         return {"data": self.prepared.digest, "precision": self.precision}
 
-    def save(self) -> Path:
-        """Save a checkpoint of this moment."""
-        return self.state.save(self.folder.checkpoints, self.run.keep_checkpoints, self.facts())
+    def save(self) -> None:
+        """Save a checkpoint of this moment, in the background where the run has it so."""
+        keep, background = self.run.keep_checkpoints, self.saver
+        self.state.save(
+            self.folder.checkpoints,
+            keep,
+            self.facts(),
+            background if self.run.save_in_background else None,
+        )
 
     def enter_stage(self) -> str:
         """Go over to the next stage, as by a save and a resume; what now holds, in one line."""

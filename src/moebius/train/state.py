@@ -74,7 +74,13 @@ class TrainState:
         names = ("step", "tokens", "seconds", "skipped", "bad_in_a_row", "clipped_heads")
         return {name: getattr(self, name) for name in names}
 
-    def save(self, folder: Path, keep: int, facts: dict[str, Any]) -> Path:
+    def save(
+        self,
+        folder: Path,
+        keep: int,
+        facts: dict[str, Any],
+        background: checkpoint.Background | None = None,
+    ) -> None:
         """Save a checkpoint; `facts` (data digest, precision) are checked at resume.
 
         Its weights are those to use: with schedule_free the averages, not those in training.
@@ -82,8 +88,11 @@ class TrainState:
         state = {**self.counters(), **facts}
         with self.optimizer.evaluation_weights():
             if not self.weights.world.main:
-                return checkpoint.follow(folder, self.step, self.whole_tensors())
-            return checkpoint.save(folder, self.step, self.whole_tensors(), state, keep=keep)
+                checkpoint.follow(self.whole_tensors())
+            elif background is not None:
+                background.save(folder, self.step, self.whole_tensors(), state, keep=keep)
+            else:
+                checkpoint.save(folder, self.step, self.whole_tensors(), state, keep=keep)
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
