@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moebius.bench.optimizer import RECIPE, STEP, bench_optimizer
+from moebius.bench.saving import BESIDE, MEANWHILE, PLAIN, STILL
 from moebius.bench.steady import _window
 from moebius.bench.timing import Stopwatch, interleaved, machine
 from moebius.config import override
@@ -41,6 +42,16 @@ def test_loader_and_steady(place: Place) -> None:
     first, last = steady["rows"][1:]
     assert steady["slower"] == pytest.approx(last["seconds"] / first["seconds"])
     assert steady["grown_bytes"] == last["resident_bytes"] - first["resident_bytes"]
+
+
+def test_saving_beside_the_run_and_standing_still(place: Place) -> None:
+    fields = place.fields("matmul_flops=1e9")
+    found = place.cli("bench", "saving", TINY, *fields, "--repeats", "2", "--json").data()
+    rows = {row["name"]: row for row in found["rows"]}
+    assert {PLAIN, BESIDE, STILL} <= rows.keys() <= {PLAIN, BESIDE, MEANWHILE, STILL}
+    plain = rows.pop(PLAIN)["seconds"]
+    for row in rows.values():
+        assert row["agrees"] and row["over_plain"] == pytest.approx(row["seconds"] / plain)
 
 
 def test_windows_are_whole(place: Place) -> None:

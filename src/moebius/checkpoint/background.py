@@ -53,9 +53,14 @@ class Background:
         self._thread = threading.Thread(target=write, name=f"checkpoint of step {step}")
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raise what went wrong with a checkpoint that is through; never waits."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.busy:
             self.wait()
 
     def wait(self) -> None:

@@ -16,6 +16,7 @@ from moebius.bench.moe import LOADS, bench_moe
 from moebius.bench.moe import SHAPES as MOE_SHAPES
 from moebius.bench.optimizer import bench_optimizer
 from moebius.bench.overlap import Setting, bench_overlap
+from moebius.bench.saving import bench_saving
 from moebius.bench.steady import bench_steady
 from moebius.bench.step import bench_step
 from moebius.bench.table import print_result
@@ -195,6 +196,21 @@ def steady_bench(
     with progress_bar() as progress:
         run = run_or_default(name, overrides)
         result = bench_steady(run, steps=steps, every=every, progress=progress)
+    print_result(result, as_json, as_markdown)
+
+
+@app.command("saving")
+def saving_bench(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    repeats: Repeats = 10,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time what a checkpoint costs the step that it is made in, and those beside it."""
+    with progress_bar() as progress:
+        run = run_or_default(name, overrides)
+        result = bench_saving(run, repeats=repeats, progress=progress)
     print_result(result, as_json, as_markdown)
 
 
