@@ -137,6 +137,10 @@ def resume(
             "restore the files as they were, or start a new run"
         )
     changed = inexact_changes(old, run)
+    # Checkpoints of runs before there were layouts name none.
+    layout = counters.get("layout", world.describe())
+    if layout != world.describe() and not any(text.startswith("parallel") for text in changed):
+        changed.append(f"another layout ({world.describe()}, before: {layout})")
     if changed:
         note(f"not equal to the last bit from here on, because of {', '.join(changed)}")
     device = device_of(run)

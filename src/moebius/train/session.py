@@ -77,7 +77,8 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed exactly."""
-        return {"data": self.prepared.digest, "precision": self.precision}
+        layout = self.world.describe()
+        return {"data": self.prepared.digest, "precision": self.precision, "layout": layout}
 
     def save(self) -> None:
         """Save a checkpoint of this moment, in the background where the run has it so."""
