@@ -11,10 +11,10 @@ import torch
 from moebius.lab.noise import Repeat, noise_at_start, noise_of_folder, one_repeat, scale_of
 from moebius.model.weight import named_weights
 from moebius.optim.noise import expert_lr_multiplier
+from moebius.train.passes import context_of
 from moebius.train.run import Run
 from moebius.train.session import open_data
 from moebius.train.state import new_state
-from moebius.train.step import context_of
 
 from .. import tiny
 from ..running import RECIPES, UNJUDGED, Place, tree

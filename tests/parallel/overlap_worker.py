@@ -18,8 +18,8 @@ from moebius.model.ffn.moe import MoELayer
 from moebius.model.lm import LM
 from moebius.model.weight import initialise
 from moebius.ops.ranks import Exchange, Ranks, Spread
+from moebius.train.passes import context_of
 from moebius.train.run import Run
-from moebius.train.step import context_of
 from tests import tiny
 
 EXCHANGES: tuple[Exchange, ...] = ("all_to_all", "all_gather")

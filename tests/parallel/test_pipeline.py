@@ -95,7 +95,6 @@ def flat(value: Any, path: str = "") -> dict[str, float | None]:
         ("tower", ["parallel.schedule=zbv"], "torch cannot do with embed.w_VD, which the last"),
         ("column", ["parallel.schedule=zbv", "recompute=true"], "cannot do with recompute"),
         ("column", ["parallel.schedule=interleaved", "parallel.stages_per_rank=1"], "at least 2"),
-        ("column", ["parallel.schedule=zbv", "parallel.pp=1"], "set parallel.pp above 1"),
     ],
 )
 def test_what_no_pipeline_can_do_is_refused(

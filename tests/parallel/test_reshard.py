@@ -44,7 +44,8 @@ def test_four_ranks_then_two_then_one_then_two(tmp_path: Path, fields: list[str]
     run = tmp_path / "moved"
     train(4, *fields, "parallel.ep=2", "stop_at=3", "--out", run)
     train(2, "--resume", run, "stop_at=5")
-    said = [json.loads(line)["message"] for line in (run / "events.jsonl").open()]
+    events = (run / "events.jsonl").read_text().splitlines()
+    said = [json.loads(line)["message"] for line in events]
     assert any("bit from here on, because of another layout (2 ranks" in text for text in said)
     train(1, "--resume", run, "stop_at=6", "parallel.ep=1")
     train(2, "--resume", run, "stop_at=none", "parallel.ep=2", "parallel.dp_shard=2")

@@ -18,8 +18,8 @@ from moebius.data.prepare import prepare
 from moebius.data.tokenizer import Tokenizer
 from moebius.model.weight import named_weights
 from moebius.train.folder import RunFolder
+from moebius.train.passes import context_of
 from moebius.train.session import read_run
-from moebius.train.step import context_of
 
 from ..running import UNJUDGED, Place, lines, losses, tree, write_corpus
 

@@ -21,11 +21,12 @@ from moebius.model.part import Site
 from moebius.model.weight import initialise
 from moebius.optim.roles import default_roles
 from moebius.optim.rules.schedule_free import ScheduleFree
+from moebius.train.passes import context_of
 from moebius.train.qk_clip import QKClip, clippable, logits_by_mixer
 from moebius.train.run import Run
 from moebius.train.session import check, open_data
 from moebius.train.state import TrainState, new_state
-from moebius.train.step import context_of, train_step
+from moebius.train.step import train_step
 
 from .. import tiny
 from ..contract.cases import Case, cases

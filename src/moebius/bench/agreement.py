@@ -15,7 +15,7 @@ from moebius.model.lm import LM
 from moebius.ops.attention import attention, attention_naive
 from moebius.ops.experts import BACKENDS, ExpertOp, experts
 from moebius.ops.loss import head_cross_entropy, head_cross_entropy_naive
-from moebius.train.step import context_of
+from moebius.train.passes import context_of
 
 # Relative error allowed between the naive form and a fast one, norm-wise, by dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}

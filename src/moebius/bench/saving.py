@@ -86,15 +86,21 @@ def _turn(
         step()
 
     seconds: dict[str, list[float]] = {PLAIN: [seconds_of(step, device)], MEANWHILE: []}
-    before = {name: x.clone() for name, x in state.tensors().items()}
+    before = _saved(state)
     seconds[BESIDE] = [seconds_of(partial(saved, background), device)]
     while background.busy:
         seconds[MEANWHILE].append(seconds_of(step, device))
     background.wait()
     same = _holds(folder, before)
-    before = {name: x.clone() for name, x in state.tensors().items()}
+    before = _saved(state)
     seconds[STILL] = [seconds_of(partial(saved, None), device)]
     return seconds, same and _holds(folder, before)
+
+
+def _saved(state: TrainState) -> dict[str, torch.Tensor]:
+    """What a checkpoint of now has to hold."""
+    with state.optimizer.evaluation_weights():
+        return {name: x.clone() for name, x in state.tensors().items()}
 
 
 def _holds(folder: Path, tensors: dict[str, torch.Tensor]) -> bool:

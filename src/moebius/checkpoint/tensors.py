@@ -55,6 +55,11 @@ class Lazy:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def made(x: torch.Tensor | Lazy) -> torch.Tensor:
+    """The tensor, made where it was not there."""
+    return x.make() if isinstance(x, Lazy) else x
+
+
 @final
 @dataclass(frozen=True)
 class TensorFile:

@@ -18,7 +18,7 @@ from moebius.model.count import Use, uses
 from moebius.model.lm import LM
 from moebius.ops.loss.chunked import CHUNK
 from moebius.train.run import Run
-from moebius.train.state import optimizer_of, spread_weights
+from moebius.train.weights import optimizer_of, spread_weights
 
 
 @dataclasses.dataclass(frozen=True)

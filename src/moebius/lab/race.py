@@ -26,9 +26,10 @@ from moebius.lab.trained import check_unbegun
 from moebius.monitor.ceiling import synchronise
 from moebius.monitor.runs import read_json
 from moebius.train.folder import RunFolder
+from moebius.train.passes import context_of
 from moebius.train.run import Run
 from moebius.train.session import Progress, Say, Session, check, open_stages, start, trial
-from moebius.train.step import context_of, train_step
+from moebius.train.step import train_step
 from moebius.train.twin import dense_twin
 
 

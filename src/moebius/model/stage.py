@@ -7,7 +7,8 @@ width.
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -36,13 +37,16 @@ class Micro:
 class Passage:
     """The micro-batches of a step on their way through the stages, and what they leave behind.
 
-    Torch's stages send on all that they return, so what stays on a rank is noted here, by the
-    number of the micro-batch: cross-entropies, sums of the ends, and by layer what routers did.
+    `micro` makes one of a number. Torch's stages send on all that they return, so what stays on a
+    rank is noted here: how many micro-batches a stage (by its first layer) has had, and by their
+    number cross-entropies, sums of the ends, and by layer what routers did.
     """
 
-    micros: tuple[Micro, ...]
+    num_micros: int
+    micro: Callable[[int], Micro]
     dtype: torch.dtype
     recompute: bool
+    had: Counter[int] = dataclasses.field(default_factory=Counter)
     totals: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     sums: dict[int, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
     stats: dict[tuple[int, int], tuple[RouteStats, ...]] = dataclasses.field(default_factory=dict)
@@ -50,7 +54,7 @@ class Passage:
     def layer(self, model: LM, layer: int) -> tuple[RouteStats, ...]:
         """What the routers of a layer did on all micro-batches; nothing where they are not here."""
         blank = [moe.nothing(self.dtype) for moe in routers_of(model.blocks()[layer])]
-        for at in range(len(self.micros)):
+        for at in range(self.num_micros):
             if (more := self.stats.get((at, layer))) is not None:
                 blank = [one + other for one, other in zip(blank, more, strict=True)]
         return tuple(blank)
@@ -74,21 +78,23 @@ class PipeStage(nn.Module):
         self.lent: dict[str, Weight] = {}
         self.embed = model.embed if first else None
         if last:
-            lent = copy.deepcopy(model.embed.w_VD)
-            lent.data = lent.data[:0].clone()
+            w_VD = model.embed.w_VD
+            lent = Weight((1, model.config.width), w_VD.role)
+            lent.data, lent.product, lent.place = w_VD.data[:0].clone(), w_VD.product, w_VD.place
             self.lent[EMBEDDING] = lent
             self.embed_again = _with(model.embed, lent)
             self.ends = model.ends
             self.head = _with(model.head, lent) if model.config.tied else model.head
 
-    def forward(self, x: Tensor, *, at: Tensor, passage: Passage) -> Tensor:
+    def forward(self, x: Tensor, *, passage: Passage) -> Tensor:
         """Hidden states for the next stage; of the last one the micro-batch's part of the loss.
 
-        `x` are hidden states_BTD, which the first stage does not read; `at` is the number of the
-        micro-batch, of one element.
+        `x` are hidden states_BTD, which the first stage does not read. Micro-batches come in order.
         """
-        number = int(at)
-        micro = passage.micros[number]
+        first_layer = self.units[0].start
+        number = passage.had[first_layer]
+        passage.had[first_layer] += 1
+        micro = passage.micro(number)
         if self.first:
             assert self.embed is not None
             x = self.embed(micro.tokens_BT, passage.dtype)
@@ -99,7 +105,8 @@ class PipeStage(nn.Module):
             return out.hidden_BTD
         given = (out.hidden_BTD, micro.targets_BT, micro.ctx)
         total, sums = closed(self._added(), *given, self.embed_again, self.head)
-        passage.totals[number], passage.sums[number] = total.detach(), sums
+        passage.totals[number] = total.detach()
+        passage.sums[number] = {name: value.detach() for name, value in sums.items()}
         return total / micro.ctx.num_targets
 
 

@@ -65,9 +65,8 @@ class Weight(Operand):
         self.draw = draw
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Weight":
-        # One of which another rank holds all rows has none.
         twin = Weight(
-            tuple(max(1, size) for size in self.shape),
+            tuple(self.shape),
             self.role,
             std=self.init_std,
             constant=self.constant,

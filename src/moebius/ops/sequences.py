@@ -33,21 +33,15 @@ def from_pieces(x_BTX: Tensor, group: Group) -> Tensor:
 
 
 def before(x_BTX: Tensor, num: int, group: Group) -> Tensor:
-    """The `num` tokens before each of a rank's pieces, zeros before a sequence.
-
-    ValueError where pieces are shorter than that.
-    """
-    if group is None:
-        return x_BTX.new_zeros(len(x_BTX), num, *x_BTX.shape[2:])
-    if x_BTX.shape[1] < num:
-        raise ValueError(
-            f"pieces of {x_BTX.shape[1]} tokens are shorter than the {num} that a convolution sees "
-            "back; use longer sequences or a lower parallel.cp"
-        )
-    last = from_pieces(x_BTX[:, x_BTX.shape[1] - num :], group)
-    ends = sequences(last, group).unflatten(1, (-1, num)).unbind(1)
-    ends = (torch.zeros_like(ends[0]), *ends)
-    return torch.cat([ends[piece] for piece in which(group)])
+    """The `num` tokens before each of a rank's pieces, zeros before a sequence."""
+    none = x_BTX.new_zeros(len(x_BTX), num, *x_BTX.shape[2:])
+    if group is None or num == 0:
+        return none
+    # Where pieces are shorter, the ends of several are needed.
+    length = min(num, x_BTX.shape[1])
+    ends = sequences(from_pieces(x_BTX[:, x_BTX.shape[1] - length :], group), group)
+    ends = torch.cat([none[: len(ends)], ends], dim=1)
+    return torch.cat([ends[:, n * length : n * length + num] for n in which(group)])
 
 
 def places(length: int, group: Group, device: torch.device | None = None) -> Tensor:

@@ -96,10 +96,6 @@ class Parallel:
             raise ValueError("parallel.compare_every must be at least 1 (or none)")
         if self.compare_every is not None and self.dp_replicate == 1:
             raise ValueError("parallel.compare_every compares replicas; set dp_replicate above 1")
-        if self.schedule != "1f1b" and self.pp == 1:
-            raise ValueError(
-                f"parallel.schedule={self.schedule} orders a pipeline; set parallel.pp above 1"
-            )
         if self.stages_per_rank < 2:
             raise ValueError(
                 "parallel.stages_per_rank must be at least 2; for one stage a rank, use "
@@ -108,7 +104,9 @@ class Parallel:
 
     @property
     def pipe(self) -> Pipe:
-        """The stages of the pipeline."""
+        """The stages of the pipeline; one rank alone has all layers whatever the schedule."""
+        if self.pp == 1:
+            return Pipe()
         each = {"1f1b": 1, "interleaved": self.stages_per_rank, "zbv": 2}
         return Pipe(self.pp, self.schedule, each[self.schedule])
 

@@ -1,8 +1,8 @@
 """Passing micro-batches through the stages of a pipeline, in the order of torch's schedules.
 
-A stage is a module `(x, at=number of the micro-batch, passage=what else they need) -> x`; the last
-one gives the micro-batch's part of the objective, which the others' gradients come from. Weights
-that two stages use lie with one of them and are lent to the other for a step.
+A stage is a module `(x, passage=what else it needs) -> x`, called for one micro-batch after the
+other; the last one gives the micro-batch's part of the objective, which the others' gradients come
+from. Weights that two stages use lie with one of them and are lent to the other for a step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,24 +69,36 @@ class Pipeline:
         self.pipe, self.line, self.lent = pipe, line, lent
         self._stages = stages
         self._words: list[str] | None = None
-        # By what a schedule depends on: micro-batches, and the shape and dtype of hidden states.
-        self._schedules: dict[tuple[int, torch.Size, torch.dtype], Any] = {}
+        # The schedule in use, which keeps what it receives, and what it was made for.
+        self._made_for: tuple[Any, ...] | None = None
+        self._schedule: Any = None
 
-    def step(self, num_micro: int, hidden: Tensor, passage: object) -> None:
+    def step(
+        self,
+        num_micros: int,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        passage: object,
+    ) -> None:
         """Forward and backward of so many micro-batches, gradients added up. Collective.
 
-        `hidden` is like the hidden states of one of them, on the device to compute on; it is not
-        read. Every stage gets `passage`.
+        Hidden states of each are of that shape and dtype. Every stage gets `passage`. Raises what a
+        stage raised.
         """
-        key = (num_micro, hidden.shape, hidden.dtype)
-        if key not in self._schedules:
-            self._schedules[key] = self._schedule(num_micro, hidden)
+        if self._made_for != (num_micros, shape, dtype, device):
+            self._schedule = None
+            self._schedule = self._new(
+                num_micros, torch.empty(shape, dtype=dtype, device="meta"), device
+            )
+            self._made_for = (num_micros, shape, dtype, device)
         for lent in self.lent:
             lent.give()
-        index = torch.arange(num_micro)
-        self._schedules[key].step(
-            index, target=index, at=index, passage=passage, return_outputs=False
-        )
+        index = torch.arange(num_micros)
+        try:
+            self._schedule.step(index, target=index, passage=passage, return_outputs=False)
+        except RuntimeError as error:
+            raise _first(error) from None
         for lent in self.lent:
             lent.take_back()
 
@@ -99,8 +111,8 @@ class Pipeline:
             self._words = said[0]
         return self._words
 
-    def _schedule(self, num_micro: int, hidden: Tensor) -> Any:
-        between = torch.empty_like(hidden, device="meta").requires_grad_()
+    def _new(self, num_micros: int, hidden: Tensor, device: torch.device) -> Any:
+        between = hidden.requires_grad_()
         loss = torch.empty((), dtype=at_least_fp32(hidden.dtype), device="meta").requires_grad_()
         number = torch.empty(1, dtype=torch.int64, device="meta")
         last = self.pipe.num_stages - 1
@@ -109,7 +121,7 @@ class Pipeline:
                 stage,
                 i,
                 self.pipe.num_stages,
-                hidden.device,
+                device,
                 input_args=between if i else number,
                 output_args=loss if i == last else between,
                 group=self.line,
@@ -119,7 +131,14 @@ class Pipeline:
         kind: Any = get_schedule_class(_NAMES[self.pipe.schedule])
         of: Any = stages[0] if issubclass(kind, PipelineScheduleSingle) else stages
         # Losses are parts of one sum already: nothing is divided by the number of micro-batches.
-        return kind(of, num_micro, loss_fn=_objective, scale_grads=False)
+        return kind(of, num_micros, loss_fn=_objective, scale_grads=False)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What torch wrapped, with all that a stage was given, into errors of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _objective(output: Tensor, target: Tensor) -> Tensor:

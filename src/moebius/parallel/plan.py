@@ -94,11 +94,6 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor, on every rank; the tensor itself where it is not cut."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
 def cuts_of(model: nn.Module, world: World) -> dict[str, Cut]:
     """Let every part take its groups; how each weight that is cut is to be, by its name.
 

@@ -1,9 +1,8 @@
-"""What a run cannot do on the ranks it is launched on, said before they meet.
+"""What a run cannot do on the ranks it is launched on, said before its folder is made.
 
-Each refusal names the part or the field, and what to choose instead.
+`check_ranks` needs nobody else; `check_layout` asks every part, once ranks have met. Each refusal
+names the part or the field, and what to choose instead.
 """
-
-from collections.abc import Collection
 
 import torch
 
@@ -43,7 +42,7 @@ def check_ranks(run: Run, model: LM) -> None:
         )
     if degrees.pipe.ranks > 1:
         check_stages(run, model, degrees.pipe)
-        check_micro_batches(run, degrees.pipe.ranks, {size // readers for size in sizes})
+        check_micro_batches(run, degrees.pipe.ranks, readers)
     lengths = {section.sequence_length for section in sections_of(run)}
     odd = sorted(length for length in lengths if length % (2 * degrees.cp))
     if degrees.cp > 1 and odd:
@@ -53,17 +52,18 @@ def check_ranks(run: Run, model: LM) -> None:
         )
 
 
-def check_micro_batches(run: Run, pipe: int, shares: Collection[int]) -> None:
-    """ValueError where the sequences of a rank cannot fill a pipeline of so many ranks."""
+def check_micro_batches(run: Run, ranks: int, readers: int) -> None:
+    """ValueError where the sequences of a reader cannot fill a pipeline of so many ranks."""
     for section in sections_of(run):
-        for share in sorted(shares):
-            rows = rows_of(run, share, section.sequence_length, pipe)
+        for size in (section.batch, *(size for _, size in section.ramp)):
+            share = size // readers
+            rows = rows_of(run, share, section.sequence_length, ranks)
             number, odd = divmod(share, rows)
-            if odd or number % pipe:
+            if odd or number % ranks:
                 raise ValueError(
                     f"a rank's {share} sequences, {rows} a micro-batch, cannot fill a pipeline "
-                    f"of {pipe} ranks; choose batch and micro_batch so that their number is a "
-                    f"multiple of {pipe}"
+                    f"of {ranks} ranks; choose batch and micro_batch so that their number is a "
+                    f"multiple of {ranks}"
                 )
 
 

@@ -11,10 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
 
+from moebius.checkpoint import CheckpointError
 from moebius.config import resolve
 from moebius.model.ffn.moe import routers_of
 from moebius.monitor.alarms import Alarms
@@ -47,12 +50,14 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
     metrics, events, sinks = _outputs(session)
     alarms = Alarms(run.alarms, _adam_eps(run), tuple(run.optim.roles))
     bytes_per_token = session.prepared.bytes_per_token("train")
-    saved_at, clock, clock_tokens = state.step, time.perf_counter(), state.tokens
+    clock, clock_tokens = time.perf_counter(), state.tokens
+    # Asked once and by all: later the folder is there on one rank before it is on another.
+    saved_at = state.step if folder.checkpoints.exists() else None
 
     with _stop_requests() as stop_requested, contextlib.ExitStack() as closing:
         for sink in (metrics, events, *sinks):
             closing.callback(sink.close)
-        closing.callback(session.saver.wait)
+        closing.push(partial(_last_save, session, display))
         for message in watch.notes:
             events.write({"step": state.step, "kind": "lost", "message": message})
         for message in session.notes:
@@ -107,7 +112,7 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
 
             if state.bad_in_a_row >= run.max_bad_steps:
                 session.save()
-                session.saver.wait()
+                session.settle()
                 raise ValueError(
                     f"{state.bad_in_a_row} updates in a row were not finite; the state is saved at "
                     f"step {state.step}, the batches are listed in {folder.events}"
@@ -122,9 +127,9 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
                 saved_at = state.step
 
         watch.rest("ending")
-        if state.step != saved_at or not folder.checkpoints.exists():
+        if state.step != saved_at:
             session.save()
-        session.saver.wait()
+        session.settle()
         interrupted = session.world.any(stop_requested())
 
     if not interrupted and state.step == run.steps:
@@ -239,9 +244,26 @@ def _bad_step(result: StepResult, step: int, keys: list[str]) -> dict[str, Any]:
     }
 
 
+def _last_save(
+    session: Session,
+    display: LiveDisplay,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Wait for the checkpoint in hand; what went wrong with it hides no error before it."""
+    try:
+        session.saver.wait()
+    except CheckpointError as failed:
+        if error is None:
+            raise
+        display.message(str(failed))
+
+
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one interrupts at once, but
+    for a checkpoint that is being written."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

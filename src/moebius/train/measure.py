@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moebius.checkpoint.tensors import Lazy
+from moebius.checkpoint.tensors import made
 from moebius.model.count import Counts
 from moebius.model.ffn.moe import MoELayer, routers_of
 from moebius.model.lm import LM
@@ -93,7 +93,7 @@ def _similarity(state: TrainState, name: str, router: nn.Module) -> float | None
     for key, weight in router.named_parameters():
         if weight.ndim == 2:
             w_ED = state.weights.whole(f"{name}.{key}", weight)
-            return router_similarity(w_ED.make() if isinstance(w_ED, Lazy) else w_ED)
+            return router_similarity(made(w_ED))
     return None
 
 
@@ -111,7 +111,8 @@ def role_metrics(state: TrainState, ratios: dict[str, Tensor]) -> dict[str, dict
     square: dict[str, Tensor] = {}
     elements: dict[str, int] = {}
     for slot, weight in state.weights.slots:
-        part = weight.new_zeros(()) if weight.grad is None else local(weight.grad)
+        # A gradient of nothing is no gradient.
+        part = local(weight)[:0] if weight.grad is None else local(weight.grad)
         norm = torch.linalg.vector_norm(part)
         shape = weight.shape if slot.shard is None else slot.shard.shape
         square[slot.role] = square.get(slot.role, 0.0) + norm.double().square()

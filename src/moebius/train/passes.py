@@ -14,7 +14,7 @@ from moebius.model.ffn import RouteStats
 from moebius.model.lm import LM
 from moebius.model.stage import Micro, Passage
 from moebius.ops.linear import at_least_fp32
-from moebius.ops.ranks import Group
+from moebius.ops.ranks import Group, size_of
 from moebius.ops.sequences import places
 from moebius.parallel.pipeline import Pipeline
 from moebius.train.state import TrainState
@@ -35,8 +35,16 @@ def passes(
     if pipeline is None:
         model, step = state.model, state.step
         return forward_backward(model, micro_batches, step, dtype, recompute, sharers)
-    micros = tuple(micro_of(batch, state.step, sharers) for batch in micro_batches)
-    return _through(pipeline, state.model, Passage(micros, dtype, recompute))
+    step = state.step
+    passage = Passage(
+        len(micro_batches),
+        lambda number: micro_of(micro_batches[number], step, sharers),
+        dtype,
+        recompute,
+    )
+    batch, length = micro_batches[0].tokens_BT.shape
+    shape = (batch, length // size_of(sharers), state.model.config.width)
+    return _through(pipeline, state.model, passage, shape, micro_batches[0].tokens_BT.device)
 
 
 def context_of(batch: Batch, step: int) -> Context:
@@ -93,13 +101,19 @@ def _add(left: Stats, right: Stats) -> Stats:
     )
 
 
-def _through(pipeline: Pipeline, model: LM, passage: Passage) -> Passed:
-    """Of what other ranks of the line hold, routers did nothing here, and losses are 0."""
-    tokens_BT = passage.micros[0].tokens_BT
-    shape = (*tokens_BT.shape, model.config.width)
-    hidden = torch.empty(shape, dtype=passage.dtype, device=tokens_BT.device)
-    pipeline.step(len(passage.micros), hidden, passage)
-    total = hidden.new_zeros((), dtype=at_least_fp32(passage.dtype))
+def _through(
+    pipeline: Pipeline,
+    model: LM,
+    passage: Passage,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> Passed:
+    """Of what other ranks of the line hold, routers did nothing here, and losses are 0.
+
+    `shape` is that of the hidden states_BTD of a micro-batch.
+    """
+    pipeline.step(passage.num_micros, shape, passage.dtype, device, passage)
+    total = torch.zeros((), dtype=at_least_fp32(passage.dtype), device=device)
     sums = dict.fromkeys(pipeline.told(sorted(passage.sums.get(0, {}))), total.double())
     for i in sorted(passage.totals):
         total = total + passage.totals[i]

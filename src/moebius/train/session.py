@@ -8,6 +8,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,12 @@ from moebius.train.passes import passes
 from moebius.train.precision import DTYPES, choose
 from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
-from moebius.train.state import TrainState, new_state, optimizer_of, spread_weights
+from moebius.train.state import TrainState, new_state
 from moebius.train.step import micro_rows
+from moebius.train.weights import optimizer_of, spread_weights
+
+# Seconds between two looks whether a checkpoint is there.
+POLL = 0.1
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -82,6 +87,7 @@ class Session:
 
     def save(self) -> None:
         """Save a checkpoint of this moment, in the background where the run has it so."""
+        self.settle()
         keep, background = self.run.keep_checkpoints, self.saver
         self.state.save(
             self.folder.checkpoints,
@@ -89,6 +95,15 @@ class Session:
             self.facts(),
             background if self.run.save_in_background else None,
         )
+
+    def settle(self) -> None:
+        """Until the checkpoint in hand is written; CheckpointError where it could not be.
+
+        Ranks that wait ask again and again: one collective of minutes would be taken for lost.
+        """
+        while self.world.size > 1 and self.world.any(self.saver.busy):
+            time.sleep(POLL)
+        self.saver.wait()
 
     def enter_stage(self) -> str:
         """Go over to the next stage, as by a save and a resume; what now holds, in one line."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moebius import checkpoint
-from moebius.checkpoint.tensors import Lazy
+from moebius.checkpoint.tensors import Lazy, made
 from moebius.model.lm import LM
 from moebius.model.weight import initialise, set_products
 from moebius.optim.optimizer import Optimizer
@@ -133,8 +133,7 @@ class TrainState:
         model = _blank(run) if self.weights.world.main else None
         held = {} if model is None else model.state_dict()
         for name, tensor in self.model.state_dict().items():
-            x = self.weights.whole(name, tensor)
-            x = x.make() if isinstance(x, Lazy) else x
+            x = made(self.weights.whole(name, tensor))
             if model is not None:
                 held[name].copy_(x)
         return None if model is None else model.to(device)
@@ -147,7 +146,7 @@ class TrainState:
         with self.optimizer.evaluation_weights():
             tensors = {name: _copy(tensor) for name, tensor in self.whole_tensors().items()}
         counters, world = self.counters(), self.weights.world
-        del self.model, self.optimizer
+        del self.model, self.optimizer, self.weights
         self.model, self.optimizer, self.weights = _model_of(run, device, world)
         self.restore(tensors, counters)
 

@@ -1,7 +1,6 @@
 """One training step: forward and backward over micro-batches, clip, update, controllers.
 
-Every loss is a sum divided once by the global count of targets, so micro-batches simply add up. A
-non-finite loss or gradient skips the update: weights, moments and router biases stay, data and
+A non-finite loss or gradient skips the update: weights, moments and router biases stay, data and
 schedule move on.
 """
 
@@ -98,18 +97,18 @@ def own_part(batch: Batch, world: World) -> Batch:
     return dataclasses.replace(own, num_targets=own.num_targets * size_of(world.ranks.tensor))
 
 
-def micro_rows(run: Run, batch: Batch, pipe: int = 1) -> int:
+def micro_rows(run: Run, batch: Batch, ranks: int = 1) -> int:
     """Sequences of a micro-batch of those a rank reads, on a pipeline of so many ranks.
 
     In a stage of other lengths as many as hold as many tokens.
     """
-    return rows_of(run, len(batch), batch.tokens_BT.shape[1], pipe)
+    return rows_of(run, len(batch), batch.tokens_BT.shape[1], ranks)
 
 
-def rows_of(run: Run, rows: int, length: int, pipe: int = 1) -> int:
+def rows_of(run: Run, rows: int, length: int, ranks: int = 1) -> int:
     """The same, of so many sequences of a length."""
     if run.micro_batch is None:
-        return max(1, rows // pipe)
+        return max(1, rows // ranks)
     return max(1, run.micro_batch * run.sequence_length // length)
 
 

@@ -26,8 +26,8 @@ TABLE = {
 class End(nn.Module, ABC):
     """The contract of an added end."""
 
-    # Whether it looks tokens up; a pipeline lends the embedding to the stage of such an end.
-    LOOKS_UP: ClassVar[bool] = False
+    # Whether it calls the embedding, which a pipeline then lends to its stage.
+    LOOKS_UP: ClassVar[bool] = True
 
     @abstractmethod
     def forward(

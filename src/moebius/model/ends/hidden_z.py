@@ -26,6 +26,8 @@ class HiddenZ(EndConfig):
 
 
 class _HiddenZ(End):
+    LOOKS_UP = False
+
     def __init__(self, config: HiddenZ) -> None:
         super().__init__()
         self.coefficient = config.coefficient

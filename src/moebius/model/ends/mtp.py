@@ -58,8 +58,6 @@ class _Step(nn.Module):
 
 
 class _MTP(End, Spread):
-    LOOKS_UP = True
-
     def __init__(self, config: MTP, site: Site) -> None:
         super().__init__()
         self.config, self.ranks = config, Ranks()

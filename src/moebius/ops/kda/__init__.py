@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from moebius.ops.kda.absorb import absorb
 from moebius.ops.kda.chunk import kda_chunk
 from moebius.ops.kda.fla import MAX_WIDTH, kda_fla
 from moebius.ops.kda.naive import kda_naive
-from moebius.ops.kda.shared import absorb, kda_shared
+from moebius.ops.kda.shared import kda_shared
 from moebius.ops.ranks import Group
 
 __all__ = ["BACKENDS", "KDAOp", "absorb", "choose", "kda", "kda_onward"]

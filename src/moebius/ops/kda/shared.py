@@ -9,8 +9,8 @@ of a piece, H heads, K width of keys, V of values.
 import torch
 from torch import Tensor
 
+from moebius.ops.kda.absorb import absorb
 from moebius.ops.kda.chunk import kda_chunk
-from moebius.ops.kda.naive import unit
 from moebius.ops.linear import at_least_fp32
 from moebius.ops.ranks import Group
 from moebius.ops.sequences import from_pieces, in_pieces, sequences, which
@@ -57,15 +57,3 @@ def _entering(left_BHKX: Tensor, values: int, group: Group) -> Tensor:
         state_HKV = left_HKX[..., values:] @ state_HKV + left_HKX[..., :values]
     own = torch.stack([entering[piece] for piece in which(group)], dim=1)
     return in_pieces(own, group)[:, 0]
-
-
-def absorb(state_BHKV: Tensor, k_BTHK: Tensor, delta_BTHV: Tensor, g_BTHK: Tensor) -> Tensor:
-    """The state after tokens, from what they wrote: no recurrence, no query."""
-    if not k_BTHK.shape[1]:
-        return state_BHKV
-    # The decay after each token: 1 after the last, so the sum runs from the end.
-    total_BTHK = g_BTHK.flip(1).cumsum(1).flip(1)
-    after_BTHK = torch.cat([total_BTHK[:, 1:], torch.zeros_like(total_BTHK[:, :1])], dim=1)
-    key_BTHK = unit(k_BTHK) * after_BTHK.exp()
-    written_BHKV = torch.einsum("bthk,bthv->bhkv", key_BTHK, delta_BTHV)
-    return total_BTHK[:, 0].exp()[..., None] * state_BHKV + written_BHKV
