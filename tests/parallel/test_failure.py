@@ -314,6 +314,23 @@ def test_one_of_two_is_killed_and_one_goes_on_alone(place: Place) -> None:
     check_near(run, whole)
 
 
+def test_a_killed_stage_of_a_pipeline_is_named(place: Place) -> None:
+    """The other one hears of it inside torch's schedule, which wraps errors in its own."""
+    run = place.folder / "stages"
+    fields = ["steps=40", "checkpoint_every=2", "parallel.pp=2", "parallel.patience=20", UNJUDGED]
+    command = ["train", f"{RECIPES}:tower", *place.fields(*fields), "--out", run, "--go-on"]
+    launch = Launch.begin(2, 1, run, command)
+    for _ in launch.moments():
+        if (run / "metrics.jsonl").exists() and len(lines(run)) >= 4:
+            break
+    victim = launch.beats("", 2)[1]
+    os.kill(victim.pid, signal.SIGKILL)
+    said = launch.end()
+    words = f"rank 1 on {ME} (pid {victim.pid}) fell silent after step "
+    assert f"moebius: {words}" in said
+    assert list(losses(run)) == list(range(1, 41))
+
+
 def check_near(run: Path, whole: Path) -> None:
     """Equal losses, but for rounding in fp64."""
     found, expected = losses(run), losses(whole)
