@@ -11,7 +11,6 @@ import gzip
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from moebius.bench.command import last_line
 from moebius.bench.pages import plain_page, read_pages, varied, write_warcs
 from moebius.bench.peers import datatrove_curate
 from moebius.bench.timing import machine
@@ -183,17 +183,6 @@ def _median(costs: Sequence[Cost]) -> Cost:
     return Cost(*(statistics.median(getattr(c, n) for c in costs) for n in ("wall", "cpu")))
 
 
-def _run(command: Sequence[str], what: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except OSError as error:
-        raise ValueError(f"{command[0]} cannot be run: {error}") from error
-    except subprocess.CalledProcessError as error:
-        last = error.stderr.strip().splitlines()[-1:]
-        raise ValueError(f"{what} failed under {command[0]}: {' '.join(last)}") from error
-    return (done.stdout.splitlines() or [""])[-1]
-
-
 def _run_ours(warcs: Path, out: Path, workers: int) -> str:
     # A task a file.
     recipe = Curation(
@@ -204,7 +193,9 @@ def _run_ours(warcs: Path, out: Path, workers: int) -> str:
         engine="local" if workers == 1 else "pool",
         workers=workers,
     )
-    return _run([sys.executable, "-c", _CHILD, json.dumps(to_json(recipe)), str(out)], "curate")
+    return last_line(
+        [sys.executable, "-c", _CHILD, json.dumps(to_json(recipe)), str(out)], "curate"
+    )
 
 
 def _run_datatrove(warcs: Path, out: Path, workers: int, python: Path) -> str:
@@ -213,7 +204,7 @@ def _run_datatrove(warcs: Path, out: Path, workers: int, python: Path) -> str:
     options |= {"workers": workers, "timeout": 10 * EXTRACT.seconds}
     script = str(datatrove_curate.__file__)
     command = [str(python), "-I", script, str(warcs), str(out), json.dumps(options)]
-    return _run(command, "datatrove")
+    return last_line(command, "datatrove")
 
 
 def _ours(out: Path, starts: Sequence[Cost], costs: Sequence[Cost], workers: int) -> Curated:

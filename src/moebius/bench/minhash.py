@@ -9,7 +9,6 @@ the true similarity of the pairs; false are documents that hang together with a 
 import dataclasses
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moebius.bench.command import last_line
 from moebius.bench.peers import datatrove_minhash
 from moebius.bench.planted import EDITS, Planted, planted
 from moebius.bench.timing import machine
@@ -167,13 +167,7 @@ def _datatrove(step: MinHash, documents: Sequence[Planted], python: Path) -> tup
         path.write_text("\n".join(lines), encoding="utf-8")
         script = str(datatrove_minhash.__file__)
         command = [str(python), "-I", script, str(path), folder, json.dumps(options)]
-        try:
-            child = subprocess.run(command, capture_output=True, text=True, check=True)
-        except OSError as error:
-            raise ValueError(f"{python} cannot be run: {error}") from error
-        except subprocess.CalledProcessError as error:
-            last = error.stderr.strip().splitlines()[-1:]
-            raise ValueError(f"datatrove failed under {python}: {' '.join(last)}") from error
-    result = json.loads(child.stdout.splitlines()[-1])
+        said = last_line(command, "datatrove")
+    result = json.loads(said)
     labels = [own if own >= 0 else -1 - index for index, own in enumerate(result["clusters"])]
     return f"datatrove {result['version']}", Found(labels, result["seconds"]["all"])
