@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from moebius.model.stage import stage_of, stages_of
 from moebius.parallel.config import Pipe
@@ -17,7 +16,7 @@ from moebius.parallel.config import Pipe
 from ..running import RECIPES, UNJUDGED, Place
 from .ranks import launch
 from .test_data import check
-from .test_reshard import losses, tensors, train
+from .test_reshard import check_equal, train
 
 EXACT = ["precision=fp64", "micro_batch=1"]
 TWO = [{"pp": 2}, {"pp": 2, "schedule": "interleaved"}]
@@ -59,14 +58,7 @@ def test_its_checkpoints_go_on_with_other_layouts(tmp_path: Path, fields: list[s
     train(2, *fields, "parallel.pp=2", "stop_at=2", "--out", run)
     train(1, "--resume", run, "stop_at=4", "parallel.pp=1")
     train(4, "--resume", run, "stop_at=none", "parallel.pp=2", "parallel.ep=2")
-    want, seen = losses(tmp_path / "whole"), losses(run)
-    assert seen.keys() == want.keys() == set(range(1, 7))
-    for step, loss in want.items():
-        assert seen[step] == pytest.approx(loss, rel=1e-10)
-    one, other = tensors(tmp_path / "whole"), tensors(run)
-    assert one.keys() == other.keys()
-    for name, x in one.items():
-        torch.testing.assert_close(other[name], x, rtol=1e-9, atol=1e-12, msg=name)
+    check_equal(tmp_path / "whole", run, 6)
     for old, new in zip(lines(tmp_path / "whole"), lines(run), strict=True):
         assert flat(new) == pytest.approx(flat(old), rel=1e-6, abs=1e-9)
 

@@ -11,24 +11,20 @@ import torch
 from moebius.bench.child import Child
 from moebius.bench.memory import Memory
 from moebius.bench.ours import SPEC
-from moebius.bench.settled import settled
+from moebius.bench.settled import opened, settled
 from moebius.bench.timing import WARM_UP, interleaved, machine
 from moebius.config import to_json
 from moebius.data.loader import Batch
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
-from moebius.train.session import Progress, check, device_of, open_data
+from moebius.train.session import Progress
 
 
 def bench_loader(
     run: Run, *, repeats: int = 10, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Time the loader and the step of a recipe; a dict of machine facts and `rows`."""
-    check(run)
-    device = device_of(run)
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    _, loader = open_data(run, progress)
+    loader, device = opened(run, progress)
     run, _, _ = settled(run, loader, device)
     memory, steps = Memory(torch.device("cpu")), itertools.count()
     memory.reset()

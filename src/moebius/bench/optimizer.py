@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moebius.bench.agreement import TOLERANCE, relative
 from moebius.bench.memory import Memory
+from moebius.bench.settled import begun, opened
 from moebius.bench.timing import interleaved, machine
 from moebius.config import construct, resolve
 from moebius.model.weight import named_weights
@@ -22,10 +23,8 @@ from moebius.optim.roles import default_roles
 from moebius.optim.rules import Rule, Slot
 from moebius.train.passes import forward_backward
 from moebius.train.precision import DTYPES
-from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
-from moebius.train.session import Progress, check, device_of, open_data, trial
-from moebius.train.state import new_state
+from moebius.train.session import Progress
 from moebius.train.step import micro_rows
 
 RECIPE, STEP = "recipe", "forward and backward"
@@ -37,13 +36,8 @@ def bench_optimizer(
     run: Run, *, repeats: int = 10, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Time every rule of the table; a dict of machine facts and `rows`."""
-    check(run)
-    device = device_of(run)
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    _, loader = open_data(run, progress)
-    state = new_state(run, device)
-    precision, _ = choose_precision(run.precision, device, trial(run, state, loader, device))
+    loader, device = opened(run, progress)
+    state, precision = begun(run, loader, device)
     dtype, model = DTYPES[precision], state.model
     batch = loader.batch(0).to(device)
     micro = batch.split(micro_rows(run, batch))

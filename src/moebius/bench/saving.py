@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from moebius import checkpoint
+from moebius.bench.settled import begun, opened
 from moebius.bench.timing import WARM_UP, machine, seconds_of
 from moebius.data.loader import Batch
 from moebius.train.precision import DTYPES
-from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
-from moebius.train.session import Progress, check, device_of, open_data, trial
-from moebius.train.state import TrainState, new_state
+from moebius.train.session import Progress
+from moebius.train.state import TrainState
 from moebius.train.step import train_step
 
 PLAIN, BESIDE, MEANWHILE = "step", "step, saved in the background", "steps while it is written"
@@ -30,13 +30,8 @@ def bench_saving(
     run: Run, *, repeats: int = 10, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Time the four kinds of steps of a recipe; a dict of machine facts and `rows`."""
-    check(run)
-    device = device_of(run)
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    _, loader = open_data(run, progress)
-    state = new_state(run, device)
-    precision, _ = choose_precision(run.precision, device, trial(run, state, loader, device))
+    loader, device = opened(run, progress)
+    state, precision = begun(run, loader, device)
     batch = loader.batch(0).to(device)
     step = partial(_step, run, state, batch, DTYPES[precision])
     found: dict[str, list[float]] = {PLAIN: [], BESIDE: [], MEANWHILE: [], STILL: []}

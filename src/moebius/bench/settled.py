@@ -14,16 +14,29 @@ from moebius.ops.loss import choose as choose_loss
 from moebius.train.precision import DTYPES
 from moebius.train.precision import choose as choose_precision
 from moebius.train.run import Run
-from moebius.train.session import trial
-from moebius.train.state import new_state
+from moebius.train.session import Progress, check, device_of, open_data, trial
+from moebius.train.state import TrainState, new_state
+
+
+def opened(run: Run, progress: Progress | None) -> tuple[Loader, torch.device]:
+    """The batches of a run that is fit to be timed, and the device it is timed on."""
+    check(run)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    return open_data(run, progress)[1], device_of(run)
+
+
+def begun(run: Run, loader: Loader, device: torch.device) -> tuple[TrainState, str]:
+    """Its state before the first step, and the precision that it would choose."""
+    state = new_state(run, device)
+    return state, choose_precision(run.precision, device, trial(run, state, loader, device))[0]
 
 
 def settled(
     run: Run, loader: Loader, device: torch.device
 ) -> tuple[Run, dict[str, float], dict[str, str]]:
     """The run with its precision chosen, how its ops agree with their naive forms, their names."""
-    state = new_state(run, device)
-    precision, _ = choose_precision(run.precision, device, trial(run, state, loader, device))
+    state, precision = begun(run, loader, device)
     run, dtype = dataclasses.replace(run, precision=precision), DTYPES[precision]
     batch = loader.batch(0)
     rows = batch.rows(0, min(len(batch), run.micro_batch or len(batch))).to(device)

@@ -7,16 +7,14 @@ import math
 import statistics
 from typing import Any
 
-import torch
-
 from moebius.bench.child import Child
 from moebius.bench.ours import SPEC
-from moebius.bench.settled import settled
+from moebius.bench.settled import opened, settled
 from moebius.bench.timing import machine
 from moebius.config import to_json
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
-from moebius.train.session import Progress, check, device_of, open_data
+from moebius.train.session import Progress
 
 
 def bench_steady(
@@ -28,11 +26,7 @@ def bench_steady(
     """
     if not 1 <= every <= steps:
         raise ValueError(f"every ({every}) must lie in 1..{steps}, the steps")
-    check(run)
-    device = device_of(run)
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    _, loader = open_data(run, progress)
+    loader, device = opened(run, progress)
     run, errors, used = settled(run, loader, device)
     found: list[dict[str, Any]] = []
     with Child(SPEC, to_json(run), None) as child:

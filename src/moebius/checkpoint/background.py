@@ -12,7 +12,7 @@ from typing import final
 import torch
 
 from moebius.checkpoint.save import JSON, save
-from moebius.checkpoint.tensors import Lazy, plan_files
+from moebius.checkpoint.tensors import Lazy, copied, plan_files
 
 
 @final
@@ -38,11 +38,8 @@ class Background:
         before this one, and raises what `wait` does.
         """
         self.wait()
-        copies: dict[str, torch.Tensor | Lazy] = {}
-        for file in plan_files(tensors):
-            for name, lazy in file.tensors.items():
-                made, fresh = lazy.make(), isinstance(tensors[name], Lazy)
-                copies[name] = made.detach().to("cpu", copy=not fresh)
+        names = [name for file in plan_files(tensors) for name in file.tensors]
+        copies = {name: copied(tensors[name]) for name in names}
 
         def write() -> None:
             try:

@@ -60,6 +60,11 @@ def made(x: torch.Tensor | Lazy) -> torch.Tensor:
     return x.make() if isinstance(x, Lazy) else x
 
 
+def copied(x: torch.Tensor | Lazy) -> torch.Tensor:
+    """What it is now, in the host's memory; one that is made is nobody else's already."""
+    return x.make().detach().cpu() if isinstance(x, Lazy) else x.detach().to("cpu", copy=True)
+
+
 @final
 @dataclass(frozen=True)
 class TensorFile:

@@ -32,10 +32,9 @@ def passes(
     Ranks that hold other layers each say what theirs did: it adds up to what the model did.
     """
     sharers, pipeline = state.weights.world.ranks.context, state.weights.pipeline
-    if pipeline is None:
-        model, step = state.model, state.step
-        return forward_backward(model, micro_batches, step, dtype, recompute, sharers)
     step = state.step
+    if pipeline is None:
+        return forward_backward(state.model, micro_batches, step, dtype, recompute, sharers)
     passage = Passage(
         len(micro_batches),
         lambda number: micro_of(micro_batches[number], step, sharers),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moebius import checkpoint
-from moebius.checkpoint.tensors import Lazy, made
+from moebius.checkpoint.tensors import Lazy, copied, made
 from moebius.model.lm import LM
 from moebius.model.weight import initialise, set_products
 from moebius.optim.optimizer import Optimizer
@@ -144,15 +144,11 @@ class TrainState:
         The old model is gone before the new one is there: an accelerator never holds two.
         """
         with self.optimizer.evaluation_weights():
-            tensors = {name: _copy(tensor) for name, tensor in self.whole_tensors().items()}
+            tensors = {name: copied(tensor) for name, tensor in self.whole_tensors().items()}
         counters, world = self.counters(), self.weights.world
         del self.model, self.optimizer, self.weights
         self.model, self.optimizer, self.weights = _model_of(run, device, world)
         self.restore(tensors, counters)
-
-
-def _copy(x: Tensor | Lazy) -> Tensor:
-    return x.make().cpu() if isinstance(x, Lazy) else x.to("cpu", copy=True)
 
 
 def new_state(run: Run, device: torch.device, world: World = ALONE) -> TrainState:
