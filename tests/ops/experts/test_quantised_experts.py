@@ -12,6 +12,7 @@ from moebius.ops.formats import Format, Product, multiply
 from moebius.ops.formats.fp8 import FP8
 from moebius.ops.formats.mx import MXFP4, MXFP8
 from moebius.ops.formats.nvfp4 import NVFP4
+from moebius.ops.native import missing
 from moebius.ops.swiglu import clamped_swiglu, swiglu
 
 from ..compare import noise
@@ -134,6 +135,9 @@ def test_another_activation() -> None:
 def test_what_is_in_use_is_named() -> None:
     leaves = inputs(torch.float32)
     down = weight_of(leaves["down"], Product(NVFP4()))
-    assert in_use(torch.device("cpu"), torch.bfloat16, down) == "quantised (nvfp4)"
+    rounding = "plain" if missing() else "native"
+    named = f"quantised (nvfp4, {rounding} rounding)"
+    assert in_use(torch.device("cpu"), torch.bfloat16, down) == named
+    assert "plain" in in_use(torch.device("cpu"), torch.float64, down)
     with pytest.raises(ValueError, match="in one format"):
         experts(leaves["x"], routes(), leaves["weight"], leaves["gate_up"], down)

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from moebius.config import from_json, to_json
 from moebius.ops.formats import Format, quantise
-from moebius.ops.formats.format import blocked
 from moebius.ops.formats.fp8 import FP8
 from moebius.ops.formats.grid import E4M3
 from moebius.ops.formats.mx import MXFP4, MXFP8
 from moebius.ops.formats.naive import quantise_naive
 from moebius.ops.formats.nvfp4 import NVFP4
+from moebius.ops.formats.plain import blocked
+from moebius.ops.formats.quantise import BACKENDS, choose
+from moebius.ops.native import missing
 
 from ..compare import noise
 from .exact import quantised
@@ -91,7 +93,7 @@ def test_either_dim_may_be_the_contracted_one(format: Format, dtype: torch.dtype
     assert torch.equal(along.dequantise(), across.dequantise().T)
     assert torch.equal(along.values(), across.values().T)
     assert torch.equal(quantise(x.T.contiguous().T, format).values(), along.values())
-    assert torch.equal(along.rows(torch.float32), across.rows(torch.float32))
+    assert torch.equal(along.rows(), across.rows())
     batch = torch.stack([x, x.flip(0) * 3])
     for i, one in enumerate(batch):
         assert torch.equal(
@@ -101,10 +103,10 @@ def test_either_dim_may_be_the_contracted_one(format: Format, dtype: torch.dtype
 
 @everyone
 def test_operands_are_exact_in_bf16(format: Format) -> None:
-    q = quantise(wide(9, 70), format)
-    assert torch.equal(q.rows(torch.bfloat16).double(), q.rows(torch.float64))
+    q, half = (quantise(wide(9, 70), format, dtype=dtype) for dtype in (None, torch.bfloat16))
+    assert torch.equal(half.rows().double(), q.rows().double())
     factor = q.factor()
-    value = q.rows(torch.float32) * (1.0 if factor is None else factor)
+    value = q.rows() * (1.0 if factor is None else factor)
     assert torch.equal(value[:, :70], q.dequantise())
     assert not value[:, 70:].any()
 
@@ -180,6 +182,50 @@ def test_formats_of_four_bits_differ() -> None:
     assert max(errors[MXFP8()], errors[FP8()]) < 0.4 * errors[NVFP4()]
 
 
+def odd(rows: int, columns: int) -> Tensor:
+    """Numbers of all sizes, ties among them, and what is none."""
+    x = wide(rows, columns) * torch.exp2(torch.linspace(-140, 110, rows).round())[:, None]
+    x[rows // 2, : columns // 2] = torch.arange(columns // 2) * 0.25 - 3
+    x[1, 5], x[2, columns - 1], x[3, 0], x[rows - 1, 0] = math.nan, math.inf, -math.inf, -0.0
+    return x
+
+
+@everyone
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.skipif(missing() is not None, reason=f"no native kernels: {missing()}")
+def test_the_kernel_rounds_as_torch_does_to_the_last_bit(format: Format, gradient: bool) -> None:
+    (plain_amax, plain), (native_amax, native) = BACKENDS["plain"], BACKENDS["native"]
+    grid = format.grid(gradient)
+    matrices = (odd(37, 83), odd(64, 96).bfloat16(), odd(6, 200).view(2, 3, 200), odd(5, 7)[:0])
+    for x in (*matrices, odd(33, 40).T, odd(5, 7)[:, :0]):
+        for dim in (-1, -2):
+            block = format.BLOCK or max(1, x.shape[dim])
+            amax = plain_amax(x, dim, block)
+            assert torch.equal(_bits(amax), _bits(native_amax(x, dim, block)))
+            scale, outer = format.scales(amax, torch.tensor(3000.0), grid)
+            total = torch.where(
+                amax.isfinite(), scale if outer is None else scale * outer, math.nan
+            )
+            inner = None if format.BLOCK is None else scale
+            for dtype in (torch.float32, torch.bfloat16):
+                rounded = [f(x, dim, block, grid, total, inner, dtype) for f in (plain, native)]
+                assert rounded[0].dtype == rounded[1].dtype == dtype
+                assert torch.equal(*map(_bits, rounded))
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The bits of numbers; all NaNs are one."""
+    whole = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
+    return torch.where(x.isnan(), torch.nan, x).to(x.dtype).contiguous().view(whole)
+
+
+def test_the_rounding_in_use_is_named() -> None:
+    here = "plain" if missing() else "native"
+    assert choose(torch.zeros(2), torch.bfloat16) == here
+    assert choose(torch.zeros(2, dtype=torch.float64), torch.bfloat16) == "plain"
+    assert choose(torch.zeros(2, device="meta"), torch.bfloat16) == "plain"
+
+
 @everyone
 def test_chance_is_right_on_average_over_a_tensor(format: Format) -> None:
     x, num = noise(16, 88, dtype=torch.float32), 200
@@ -187,9 +233,9 @@ def test_chance_is_right_on_average_over_a_tensor(format: Format) -> None:
     draws = [quantise(x, format, stochastic=True, generator=generator) for _ in range(num)]
     assert all(torch.equal(draw.scale, near.scale) for draw in draws)
     limit = near.total() * format.grid(gradient=False).maximum
-    cut = blocked(x, -1, format.BLOCK).clamp(-limit, limit)
-    errors = torch.stack([draw.blocks * draw.total() - cut for draw in draws])
-    typical = errors.square().sum((1, 2, 3)).mean().sqrt()
+    cut = blocked(x, -1, format.BLOCK or 88).clamp(-limit, limit).flatten(-2)[:, :88]
+    errors = torch.stack([draw.dequantise() - cut for draw in draws])
+    typical = errors.square().sum((1, 2)).mean().sqrt()
     # The error of a mean shrinks with the root of the number of draws; a bias would not.
     assert errors.mean(0).norm() < 1.3 * typical / num**0.5
 

@@ -54,7 +54,7 @@ def in_use(
     """The name of the backend and, where a CPU in bf16 cannot use its kernel, the reason."""
     product = product_of(w_down_EDF)
     if product is not None:
-        return describe(product)
+        return describe(product, torch.empty(0, dtype=dtype, device=device))
     name = choose(device, dtype, w_down_EDF, biased, activation)
     if name != "segments" or device.type != "cpu" or dtype != torch.bfloat16:
         return name

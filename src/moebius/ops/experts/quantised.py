@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from moebius.config import spec_of
-from moebius.ops.formats.format import Format, Quantised, quantise
+from moebius.ops.formats.format import Format
 from moebius.ops.formats.product import Product, contract_emulated, quantise_gradient
+from moebius.ops.formats.quantise import Quantised, choose, quantise
 from moebius.ops.formats.shares import Watch, show
 from moebius.ops.linear import Operand
 
-# Rows of a matrix and the maxima of their matrices, quantised along a dim.
-Quantise = Callable[[Tensor, int, Tensor | None], Quantised]
+# Rows quantised along a dim, in segments that are matrices of their own.
+Quantise = Callable[[Tensor, int, list[int] | None], Quantised]
 
 
 def product_of(*weights: Tensor) -> Product | None:
@@ -29,16 +30,10 @@ def product_of(*weights: Tensor) -> Product | None:
     return found[0]
 
 
-def describe(product: Product) -> str:
-    """The path in use and its format, by name."""
-    return f"quantised ({spec_of(type(product.format), Format.TABLE)})"
-
-
-def _amax(x_MI: Tensor, counts: list[int], block: int = 1) -> Tensor:
-    """[blocks, 1, 1]: the largest magnitude of the segment that each block of rows belongs to."""
-    largest = [x.abs().amax() if len(x) else x.new_zeros(()) for x in x_MI.split(counts)]
-    blocks = torch.tensor([-(-count // block) for count in counts], device=x_MI.device)
-    return torch.stack(largest).repeat_interleave(blocks)[:, None, None]
+def describe(product: Product, x: Tensor) -> str:
+    """The path in use for such activations, its format, and what rounds to it, by name."""
+    rounding = choose(x, x.dtype)
+    return f"quantised ({spec_of(type(product.format), Format.TABLE)}, {rounding} rounding)"
 
 
 def _split(q: Quantised, sizes: list[int]) -> list[Quantised]:
@@ -62,7 +57,7 @@ def _along_tokens(
     filled = x_PI.split([size * block for size in sizes])
     for x, room in zip(x_MI.split(counts), filled, strict=True):
         room[: len(x)] = x
-    return _split(to_format(x_PI, -2, _amax(x_MI, counts, block)), sizes)
+    return _split(to_format(x_PI, -2, sizes), sizes)
 
 
 def _into(y_MO: Tensor, rows: Quantised, w_EOI: Quantised, counts: list[int]) -> Tensor:
@@ -70,7 +65,7 @@ def _into(y_MO: Tensor, rows: Quantised, w_EOI: Quantised, counts: list[int]) ->
     segments = zip(_split(rows, counts), _matrices(w_EOI), y_MO.split(counts), strict=True)
     for x, w, y in segments:
         if len(y):
-            y.copy_(contract_emulated(x, w, y.dtype))
+            y.copy_(contract_emulated(x, w))
     return y_MO
 
 
@@ -87,9 +82,9 @@ class _SegmentProducts(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_MI, w_EOI)
         ctx.counts, ctx.product, ctx.watch = counts, product, watch
-        format = product.format
-        x = quantise(x_MI, format, matrix_amax=_amax(x_MI, counts))
-        w = quantise(w_EOI, format)
+        format, dtype = product.format, x_MI.dtype
+        x = quantise(x_MI, format, dtype=dtype, segments=counts)
+        w = quantise(w_EOI, format, dtype=dtype)
         show(watch, "x", x_MI, x, format.grid(gradient=False))
         show(watch, "w", w_EOI, w, format.grid(gradient=False))
         return _into(x_MI.new_empty(x_MI.shape[0], w_EOI.shape[1]), x, w, counts)
@@ -106,10 +101,11 @@ class _SegmentProducts(torch.autograd.Function):
             ):
                 torch.mm(dy, w, out=dx)
         else:
-            dy = quantise_gradient(grad_MO, product, -1, _amax(grad_MO, counts))
+            dy = quantise_gradient(grad_MO, product, -1, counts)
             show(ctx.watch, "dy", grad_MO, dy, product.format.grid(gradient=True))
-            _into(dx_MI, dy, quantise(w_EOI, product.format, -2), counts)
-        if product.backward == "both":
+            w = quantise(w_EOI, product.format, -2, dtype=x_MI.dtype)
+            _into(dx_MI, dy, w, counts)
+        if product.backward == "both" and len(x_MI):
             _weight_gradient(dw_EOI, grad_MO, x_MI, counts, product)
         else:
             for dw, dy, x in zip(dw_EOI, grad_MO.split(counts), x_MI.split(counts), strict=True):
@@ -120,16 +116,18 @@ class _SegmentProducts(torch.autograd.Function):
 def _weight_gradient(
     dw_EOI: Tensor, grad_MO: Tensor, x_MI: Tensor, counts: list[int], product: Product
 ) -> None:
+    def gradient(dy: Tensor, dim: int, segments: list[int] | None) -> Quantised:
+        return quantise_gradient(dy, product, dim, segments)
+
+    def input(x: Tensor, dim: int, segments: list[int] | None) -> Quantised:
+        return quantise(x, product.format, dim, dtype=x.dtype, segments=segments)
+
     block = product.format.BLOCK
-    grads = _along_tokens(
-        grad_MO, counts, block, lambda dy, dim, amax: quantise_gradient(dy, product, dim, amax)
-    )
-    inputs = _along_tokens(
-        x_MI, counts, block, lambda x, dim, amax: quantise(x, product.format, dim, matrix_amax=amax)
-    )
+    grads = _along_tokens(grad_MO, counts, block, gradient)
+    inputs = _along_tokens(x_MI, counts, block, input)
     for dw, dy, x, count in zip(dw_EOI, grads, inputs, counts, strict=True):
         if count:
-            dw.copy_(contract_emulated(dy, x, x_MI.dtype))
+            dw.copy_(contract_emulated(dy, x))
 
 
 def _matmul(x_MI: Tensor, w_EOI: Tensor, counts: list[int]) -> Tensor:

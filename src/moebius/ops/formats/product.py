@@ -6,13 +6,14 @@ scales of rows and matrices are applied to its result. Letters: N tokens, I inpu
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from moebius.ops.formats.format import Format, Quantised, quantise
+from moebius.ops.formats.format import Format
+from moebius.ops.formats.quantise import Quantised, quantise
 from moebius.ops.formats.scaled import contract_scaled
 from moebius.ops.formats.shares import Watch, show
 
@@ -31,12 +32,12 @@ class Product:
     stochastic: bool = False
 
 
-Contract = Callable[[Quantised, Quantised, torch.dtype], Tensor]
+Contract = Callable[[Quantised, Quantised], Tensor]
 
 
-def contract_emulated(a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
-    """a b^T of operands [R, C] in `dtype`, their contracted dims wherever they are."""
-    x, y = a.rows(dtype), b.rows(dtype).mT
+def contract_emulated(a: Quantised, b: Quantised) -> Tensor:
+    """a b^T of operands [R, C] in their dtype, their contracted dims wherever they are."""
+    x, y, dtype = a.rows(), b.rows().mT, a.blocks.dtype
     left, right = a.factor(), b.factor()
     if left is None or right is None:
         return x @ y
@@ -69,10 +70,10 @@ class _Multiply(torch.autograd.Function):
         ctx.contract = BACKENDS[choose(product.format, x_NI.device, x_NI.dtype, shape)]
         ctx.product, ctx.watch = product, watch
         ctx.save_for_backward(x_NI, w_OI)
-        x, w = quantise(x_NI, product.format), quantise(w_OI, product.format)
+        x, w = (quantise(side, product.format, dtype=x_NI.dtype) for side in (x_NI, w_OI))
         show(watch, "x", x_NI, x, product.format.grid(gradient=False))
         show(watch, "w", w_OI, w, product.format.grid(gradient=False))
-        return ctx.contract(x, w, x_NI.dtype)
+        return ctx.contract(x, w)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -83,12 +84,13 @@ class _Multiply(torch.autograd.Function):
         if ctx.needs_input_grad[0] and product.backward != "none":
             dy = quantise_gradient(grad_NO, product, -1)
             show(ctx.watch, "dy", grad_NO, dy, product.format.grid(gradient=True))
-            dx_NI = ctx.contract(dy, quantise(w_OI, product.format, -2), dtype)
+            dx_NI = ctx.contract(dy, quantise(w_OI, product.format, -2, dtype=dtype))
         elif ctx.needs_input_grad[0]:
             dx_NI = grad_NO @ w_OI.to(dtype)
         if ctx.needs_input_grad[1] and product.backward == "both":
-            dy, x = quantise_gradient(grad_NO, product, -2), quantise(x_NI, product.format, -2)
-            dw_OI = ctx.contract(dy, x, dtype).to(w_OI.dtype)
+            dy = quantise_gradient(grad_NO, product, -2)
+            x = quantise(x_NI, product.format, -2, dtype=dtype)
+            dw_OI = ctx.contract(dy, x).to(w_OI.dtype)
         elif ctx.needs_input_grad[1]:
             dw_OI = (grad_NO.T @ x_NI).to(w_OI.dtype)
         return dx_NI, dw_OI, None, None
@@ -104,14 +106,15 @@ def multiply(x: Tensor, w_OI: Tensor, product: Product, watch: Watch | None = No
 
 
 def quantise_gradient(
-    grad: Tensor, product: Product, dim: int, matrix_amax: Tensor | None = None
+    grad: Tensor, product: Product, dim: int, segments: Sequence[int] | None = None
 ) -> Quantised:
-    """The gradient of a result, as a backward product of `product` reads it."""
+    """The gradient of a result, in its dtype, as a backward product of `product` reads it."""
     return quantise(
         grad,
         product.format,
         dim,
+        dtype=grad.dtype,
         gradient=True,
         stochastic=product.stochastic,
-        matrix_amax=matrix_amax,
+        segments=segments,
     )

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moebius.ops.formats.format import Quantised, blocked
 from moebius.ops.formats.grid import Grid
+from moebius.ops.formats.plain import blocked
+from moebius.ops.formats.quantise import Quantised
 
 # About so many values are looked at.
 SAMPLE = 1 << 17
@@ -25,8 +26,7 @@ def show(watch: Watch | None, what: str, x: Tensor, q: Quantised, grid: Grid) ->
     if watch is None:
         return
     every = max(1, x.numel() // SAMPLE)
-    x = blocked(x, -1, None if q.by_row else q.blocks.shape[-1]).flatten(0, -3)[::every]
-    x = x.to(q.blocks.dtype)
+    x = blocked(x, -1, q.blocks.shape[-1]).flatten(0, -3)[::every]
     values, limit = q.blocks.flatten(0, -3)[::every], (q.total() * grid.maximum)
     limit = limit.expand(*q.blocks.shape[:-1], 1).flatten(0, -3)[::every]
     there = x != 0

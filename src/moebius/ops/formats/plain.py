@@ -1,0 +1,59 @@
+"""Rounding to a format by torch's own operations, on any device.
+
+x[..., R, C] is cut into blocks along `dim` (-1 or -2), which becomes two: blocks and elements.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moebius.ops.formats.grid import Grid
+
+
+def blocked(x: Tensor, dim: int, block: int) -> Tensor:
+    """x, in at least fp32, cut into blocks, the last one filled up with zeros."""
+    missing = -x.shape[dim] % block if x.shape[dim] else block
+    if missing:
+        x = F.pad(x, (0, missing) if dim == -1 else (0, 0, 0, missing))
+    return x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(dim, (-1, block))
+
+
+def largest_plain(x: Tensor, dim: int, block: int) -> Tensor:
+    """The largest magnitude of each block, NaN where there is one; its elements become one."""
+    return blocked(x, dim, block).abs().amax(dim, keepdim=True)
+
+
+def round_plain(
+    x: Tensor,
+    dim: int,
+    block: int,
+    grid: Grid,
+    total: Tensor,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Blocks of x / total rounded to the nearest element of the grid, times the scale if any."""
+    return _times(grid.nearest_of(_divided(x, dim, block, total)), scale, dtype)
+
+
+def round_stochastic(
+    x: Tensor,
+    dim: int,
+    block: int,
+    grid: Grid,
+    total: Tensor,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The same, but rounded to either neighbour by chance."""
+    return _times(grid.stochastic(_divided(x, dim, block, total), generator), scale, dtype)
+
+
+def _divided(x: Tensor, dim: int, block: int, total: Tensor) -> Tensor:
+    # A scale that is 0 makes zeros of its block.
+    return blocked(x, dim, block) / torch.where(total == 0, torch.inf, total)
+
+
+def _times(values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (values if scale is None else values * scale).to(dtype)
