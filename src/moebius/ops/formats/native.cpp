@@ -155,3 +155,18 @@ extern "C" void round_to_grid(const void* x, int64_t half, const float* total, c
   if (half != 0) from(static_cast<const bf16*>(x));
   else from(static_cast<const float*>(x));
 }
+
+// x[R,C] times what its row and its column are to be multiplied by, one after the other, in place.
+// A step of 0 is one number for all.
+extern "C" void scale_product(bf16* x, const float* row, int64_t row_step, const float* column,
+                              int64_t column_step, int64_t R, int64_t C, int64_t threads) {
+  each_row(threads, R, [&](int64_t r) {
+    const __m512 left = _mm512_set1_ps(row[r * row_step]), all = _mm512_set1_ps(column[0]);
+    for (int64_t c = 0; c < C; c += 16) {
+      bf16* at = x + r * C + c;
+      const __m512 right = column_step == 0 ? all : get(column + c, C - c);
+      const __m512 value = _mm512_mul_ps(_mm512_mul_ps(get(at, C - c), left), right);
+      put(at, value, std::min<int64_t>(16, C - c));
+    }
+  });
+}

@@ -1,4 +1,5 @@
-"""Rounding to a format on the CPU: two passes over memory, for the maxima and for the elements.
+"""Rounding to a format on the CPU: two passes over memory, for the maxima and for the elements;
+and one that applies scales to a product.
 
 See `plain.py` for what they compute; x in bf16 or fp32.
 """
@@ -52,6 +53,15 @@ def round_native(
         threads(),
     )
     return y
+
+
+def scale_native(x_RC: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """x_RC times row [R or 1, 1] and column [1, C or 1] in fp32, in place. x in bf16."""
+    sides = [(address(f.contiguous()), integer(int(f.numel() > 1))) for f in (row, column)]
+    library(SOURCE).scale_product(
+        address(x_RC), *sides[0], *sides[1], *map(integer, x_RC.shape), threads()
+    )
+    return x_RC
 
 
 def _blocks(x: Tensor, dim: int, block: int) -> list[int]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from moebius.ops.formats.format import Format
+from moebius.ops.formats.native import scale_native
 from moebius.ops.formats.quantise import Quantised, quantise
+from moebius.ops.formats.quantise import choose as rounding
 from moebius.ops.formats.scaled import contract_scaled
 from moebius.ops.formats.shares import Watch, show
 
@@ -44,6 +46,8 @@ def contract_emulated(a: Quantised, b: Quantised) -> Tensor:
     # Scales meet the fp32 sum where the device hands it out; a CPU rounds it to bf16 before.
     half = dtype not in (torch.float32, torch.float64)
     product = torch.mm(x, y, out_dtype=torch.float32) if half and x.is_cuda else x @ y
+    if rounding(product, dtype) == "native" and half:
+        return scale_native(product, left, right.mT)
     return (product.to(left.dtype) * left * right.mT).to(dtype)
 
 
