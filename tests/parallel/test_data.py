@@ -49,6 +49,37 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
     check(found, 1e-5)
 
 
+def product(backward: str) -> str:
+    return json.dumps({"format": "mxfp8", "backward": backward})
+
+
+def test_products_in_low_precision(tmp_path: Path) -> None:
+    """Ranks take scales of gradients of weights from their own tokens, as micro-batches do; experts
+    take them from the tokens of all ranks, so there only other products are compared."""
+    exact = ["precision=fp64", "model.layers.0.moe.balance=[]", "micro_batch=2"]
+    four = 'products={"expert": {"format": "nvfp4"}, "matrix": {"format": "nvfp4"}}'
+    eight = f'products={{"expert": {product("input")}, "matrix": {product("both")}}}'
+    cases = [
+        ["tiny", [*exact, four], 2, [{}, {"dp_replicate": 2}]],
+        ["tiny", [*exact, eight], 2, [{"ep": 2}]],
+        ["tower", ["precision=fp64", "micro_batch=1", four], 2, [{"pp": 2}]],
+    ]
+    found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
+    assert len(found) == 4
+    check(found, 1e-10)
+
+
+def test_layers_are_gathered_in_bf16_where_they_are_multiplied_in_it(tmp_path: Path) -> None:
+    for name, found in launch(2, "gather_worker.py", tmp_path / "found.json").items():
+        half = name == "bf16"
+        for role, dtypes in found["dtypes"].items():
+            want = "bfloat16" if half and role in ("matrix", "expert") else "float32"
+            assert dtypes == [f"torch.{want}"], (name, role)
+        # Gradients that a kernel makes in fp32 are rounded to bf16 on their way to the sum.
+        assert found["loss"] < (1e-4 if half else 1e-6), name
+        assert found["gradients"] < (1e-2 if half else 1e-5), name
+
+
 # Each recipe with the degrees that its parts have a plan for.
 ALL: list[dict[str, Any]] = [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}]
 RECIPES: list[tuple[str, list[dict[str, Any]], str]] = [

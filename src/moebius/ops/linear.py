@@ -19,6 +19,11 @@ class Operand(nn.Parameter):
 
     product: Product | None = None
 
+    def mark(self, gathered: nn.Parameter) -> None:
+        """Let another tensor of the same weight, such as FSDP gathers, be multiplied as this is."""
+        gathered.__class__ = type(self)
+        vars(gathered).update(vars(self))
+
     @abstractmethod
     def watch(self) -> Watch | None:
         """Who is to be shown what rounding does to its products; None if nobody looks."""

@@ -10,7 +10,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.fsdp._fully_shard._fsdp_common import (
     FSDPMeshInfo,
     HSDPMeshInfo,
@@ -19,9 +24,15 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Placed
 
+from moebius.ops.linear import Operand
 from moebius.ops.ranks import Cut, Group, Spread, rank_in, size_of
 from moebius.ops.shard import Shard, Span
 from moebius.parallel.world import World
+
+# How weights are gathered: as they are, or, where they are multiplied in bf16, in that; their
+# gradients are summed in fp32.
+WHOLE = MixedPrecisionPolicy(cast_forward_inputs=False)
+BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
 def cut_down(
@@ -54,11 +65,14 @@ def sharded(
     keep: bool,
     entries: Sequence[str] = (),
     lent: Collection[nn.Parameter] = (),
+    half: Collection[nn.Parameter] = (),
 ) -> None:
     """Shard the weights of a root by FSDP2, all but those that are lent to it.
 
     `units` are gathered one at a time; `entries` are methods by which the root is entered beside
-    its forward. With `keep`, gathered weights stay until the backward.
+    its forward. With `keep`, gathered weights stay until the backward. Those of units in `half` are
+    gathered in bf16, and their gradients, too, are of bf16 until they are summed; all others of
+    these units, which are few and small, are gathered with the root.
     """
     infos = {cut.group: _mesh_info(world, cut.group) for cut in cuts.values()}
 
@@ -66,17 +80,55 @@ def sharded(
         cut = cuts.get(weight)
         return None if cut is None else ShardPlacementResult(Placed(0), infos[cut.group])
 
-    options = {"mesh": world.dense, "reshard_after_forward": not keep, "shard_placement_fn": place}
+    def shard(module: nn.Module, ignored: set[nn.Parameter], policy: MixedPrecisionPolicy) -> None:
+        fully_shard(
+            module,
+            mesh=world.dense,
+            reshard_after_forward=not keep,
+            shard_placement_fn=place,
+            mp_policy=policy,
+            ignored_params=ignored,
+        )
+
+    operands = _operands(root)
+    own = set(half) or {weight for unit in units for weight in unit.parameters()}
+    # A root takes what is not ignored, but nothing below a module that has taken something.
+    shard(root, own.union(lent), WHOLE)
     for unit in units:
-        fully_shard(unit, **options)
-    fully_shard(root, ignored_params=set(lent), **options)
+        shard(unit, set(unit.parameters()) - own, BF16 if half else WHOLE)
     for entry in entries:
         register_fsdp_forward_method(root, entry)
-    for module in root.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            # Gloo has no scaled sum, the other way to a factor of 1.
-            module.set_force_sum_reduction_for_comms(True)
+    for module in _sharded_modules(root):
+        module.set_gradient_divide_factor(1.0)
+        # Gloo has no scaled sum, the other way to a factor of 1.
+        module.set_force_sum_reduction_for_comms(True)
+    _mark(root, operands)
+
+
+def _sharded_modules(root: nn.Module) -> list[FSDPModule]:
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]
+
+
+def _operands(root: nn.Module) -> list[tuple[nn.Module, str, Operand]]:
+    """The weights with products of their own, and where they stand."""
+    return [
+        (module, name, weight)
+        for module in root.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if isinstance(weight, Operand) and weight.product is not None
+    ]
+
+
+def _mark(root: nn.Module, operands: list[tuple[nn.Module, str, Operand]]) -> None:
+    """FSDP gathers them into plain parameters, the same ones at every step: let these be theirs."""
+    if not operands:
+        return
+    for module in _sharded_modules(root):
+        module.unshard()
+    for module, name, weight in operands:
+        weight.mark(module.get_parameter(name))
+    for module in _sharded_modules(root):
+        module.reshard()
 
 
 def part_of(whole: Tensor, cut: Cut) -> Tensor:

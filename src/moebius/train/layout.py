@@ -27,8 +27,11 @@ def check_ranks(run: Run, model: LM) -> None:
     check_plans(model, degrees)
     if run.qk_clip is not None:
         raise ValueError("qk_clip looks at whole matrices on one process; leave it out")
-    if any(products_of(run).values()):
-        raise ValueError("products in low precision are for one process; use precision=bf16")
+    if degrees.tp > 1 and any(products_of(run).values()):
+        raise ValueError(
+            "a tensor group would take the scales of products in low precision from parts of rows; "
+            "use parallel.tp=1 or precision=bf16"
+        )
     sizes = {run.batch, *(size for _, size in run.batch_ramp)}
     sizes |= {section.batch for section in sections_of(run)}
     readers = degrees.dp_replicate * degrees.dp_shard

@@ -5,14 +5,14 @@ optimizer and a metric ask for a weight and need not know who has it.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from moebius.checkpoint.tensors import Lazy
 from moebius.model.lm import LM
 from moebius.model.stage import PipeStage, borrowed_by, stage_of, stages_of
-from moebius.model.weight import named_weights
+from moebius.model.weight import PRODUCT_ROLES, named_weights
 from moebius.ops.ranks import Cut
 from moebius.ops.shard import Shard
 from moebius.optim.optimizer import Optimizer
@@ -21,6 +21,7 @@ from moebius.optim.transfer import transferred
 from moebius.parallel.pipeline import Lent, Pipeline
 from moebius.parallel.plan import cut_down, local, sharded
 from moebius.parallel.world import ALONE, World
+from moebius.train.precision import products_of
 from moebius.train.run import Run
 
 
@@ -64,12 +65,12 @@ def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
     division = stages_of(model.units(), pipe.num_stages)
     names, shards = cut_down(model, world, lambda name: pipe.rank_of(stage_of(name, division)))
     cuts: dict[Tensor, Cut] = {w: names[name] for name, w in named if name in names}
-    pipeline = None
+    half, pipeline = in_bf16(run, model), None
     if world.line is None:
         keep = not run.parallel.reshard
-        sharded(model, model.blocks(), cuts, world, keep=keep, entries=("loss",))
+        sharded(model, model.blocks(), cuts, world, keep=keep, entries=("loss",), half=half)
     else:
-        pipeline = _pipeline(model, division, names, shards, cuts, world)
+        pipeline = _pipeline(model, division, names, shards, cuts, half, world)
     parts = dict(model.named_parameters())
     slots = [(Slot(name, w.role, w.blocks, shards[name]), parts[name]) for name, w in named]
     # A tied weight has a second name in the model's state.
@@ -85,6 +86,7 @@ def _pipeline(
     names: Mapping[str, Cut],
     shards: Mapping[str, Shard],
     cuts: Mapping[Tensor, Cut],
+    half: Collection[nn.Parameter],
     world: World,
 ) -> Pipeline:
     """The stages that this rank holds of a model that is cut down to them, each sharded."""
@@ -96,7 +98,7 @@ def _pipeline(
     }
     for stage in stages.values():
         lent = list(stage.lent.values())
-        sharded(stage, list(stage.layers), cuts, world, keep=True, lent=lent)
+        sharded(stage, list(stage.layers), cuts, world, keep=True, lent=lent, half=half)
     copies = {name: weight for stage in stages.values() for name, weight in stage.lent.items()}
     if model.config.tied:
         model.head.w_VD = model.embed.w_VD
@@ -105,6 +107,14 @@ def _pipeline(
         given = (model.get_parameter(name), shards[name], names.get(name, Cut(None)))
         borrowed.append(Lent(*given, copies.get(name), everyone))
     return Pipeline(stages, pipe, line, borrowed)
+
+
+def in_bf16(run: Run, model: LM) -> set[nn.Parameter]:
+    """The weights of layers that are multiplied in bf16, whatever they are kept in."""
+    if run.precision != "bf16" or any(products_of(run).values()):
+        return set()
+    layers = nn.ModuleList(model.blocks())
+    return {w for _, w in named_weights(layers) if w.role in PRODUCT_ROLES}
 
 
 def optimizer_of(run: Run, weights: Weights) -> Optimizer:
