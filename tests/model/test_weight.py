@@ -11,7 +11,7 @@ from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.dense import Dense
 from moebius.model.lm import LM, ModelConfig
 from moebius.model.mixers.gqa import GQA
-from moebius.model.weight import Weight, initialise, named_weights
+from moebius.model.weight import Filling, Weight, initialise, named_weights, unfilled
 
 
 def model() -> LM:
@@ -110,3 +110,31 @@ def test_a_parameter_without_a_role_is_refused_by_name() -> None:
     part.register_parameter("stray", nn.Parameter(torch.zeros(2)))
     with pytest.raises(ValueError, match="stray has no role"):
         initialise(part, 0)
+
+
+def test_a_model_is_filled_by_parts_as_at_once() -> None:
+    """In any order, some of it never, and of some only what is kept."""
+    want = filled(3)
+    with unfilled():
+        lm = model()
+    assert all(weight.is_meta for weight in lm.parameters())
+    weights = dict(named_weights(lm))
+    same, first = dict(weights), next(iter(weights))
+
+    def kept(name: str, whole: torch.Tensor) -> torch.Tensor:
+        return whole[1:3].clone() if name == first else whole
+
+    filling = Filling(lm, 3, torch.device("cpu"), kept)
+    layers = {*lm.layers[0].parameters()}
+    filling.fill({*lm.layers[1].parameters()})
+    assert all(weight.is_meta for weight in layers)
+    filling.fill({weights[first]})
+    filling.leave({lm.head.w_VD})
+    filling.fill(layers)
+    want[first], want["head.w_VD"] = want[first][1:3], want["head.w_VD"][:0]
+    del want["head.norm.w_D"]
+    for name, values in want.items():
+        assert torch.equal(weights[name], values), name
+        assert weights[name] is same[name] and isinstance(weights[name], Weight)
+        assert weights[name].role and weights[name].requires_grad
+    assert lm.head.norm.w_D.is_meta

@@ -18,7 +18,7 @@ from moebius.model.count import Use, uses
 from moebius.model.lm import LM
 from moebius.ops.loss.chunked import CHUNK
 from moebius.train.run import Run
-from moebius.train.weights import optimizer_of, spread_weights
+from moebius.train.weights import optimizer_of, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Memory:
 def optimizer_bytes(run: Run, model: LM) -> dict[str, int]:
     """Bytes of the optimizer's states of each weight, by its name; the model is on meta."""
     with torch.device("meta"):
-        optimizer = optimizer_of(run, spread_weights(run, model))
+        optimizer = optimizer_of(run, weights_of(model))
     return {
         slot.name: sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         for group in optimizer.groups.values()

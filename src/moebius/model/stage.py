@@ -80,7 +80,7 @@ class PipeStage(nn.Module):
         if last:
             w_VD = model.embed.w_VD
             lent = Weight((1, model.config.width), w_VD.role)
-            lent.data, lent.product, lent.place = w_VD.data[:0].clone(), w_VD.product, w_VD.place
+            lent.data, lent.place = lent.data[:0].to(w_VD.dtype), w_VD.place
             self.lent[EMBEDDING] = lent
             self.embed_again = _with(model.embed, lent)
             self.ends = model.ends

@@ -1,14 +1,18 @@
 """Weights that carry their role and their initialisation from the line that declares them.
 
-A weight is born filled with NaN; `initialise` fills every one of a model from a seed, in the order
-of declaration. Roles are the vocabulary that optimizers speak, and by which `set_products` says
-which weights are multiplied in a low-precision format.
+A weight is born filled with NaN, or `unfilled`, without memory; `initialise` or a `Filling` fills
+every one of a model from a seed, in the order of declaration. Roles are the vocabulary that
+optimizers speak, and by which `set_products` says which weights are multiplied in a low-precision
+format.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, Self, get_args
+from collections.abc import Set as AbstractSet
+from contextvars import ContextVar
+from typing import Literal, Self, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,17 @@ Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 Role = Literal["embedding", "head", "matrix", "expert", "router", "norm", "bias", "scalar"]
 # The roles whose products may be in a low-precision format.
 PRODUCT_ROLES: tuple[Role, ...] = ("matrix", "expert")
+_MEMORY: ContextVar[str | None] = ContextVar("where weights are declared", default=None)
+
+
+@contextlib.contextmanager
+def unfilled() -> Iterator[None]:
+    """Weights that are declared here take no memory until a `Filling` gives them some."""
+    token = _MEMORY.set("meta")
+    try:
+        yield
+    finally:
+        _MEMORY.reset(token)
 
 
 class Weight(Operand):
@@ -49,7 +64,9 @@ class Weight(Operand):
     ) -> Self:
         if min(shape, default=1) < 1:
             raise ValueError(f"a weight of shape {shape}; every width must be at least 1")
-        return torch.Tensor._make_subclass(cls, torch.full(shape, math.nan), True)
+        return torch.Tensor._make_subclass(
+            cls, torch.full(shape, math.nan, device=_MEMORY.get()), True
+        )
 
     def __init__(
         self,
@@ -64,19 +81,14 @@ class Weight(Operand):
         self.role, self.init_std, self.constant, self.blocks = role, std, constant, blocks
         self.draw = draw
 
+    def holding(self, data: Tensor) -> "Weight":
+        """The same weight, with other numbers."""
+        twin = torch.Tensor._make_subclass(Weight, data, self.requires_grad)
+        vars(twin).update(vars(self))
+        return twin
+
     def __deepcopy__(self, memo: dict[int, object]) -> "Weight":
-        twin = Weight(
-            tuple(self.shape),
-            self.role,
-            std=self.init_std,
-            constant=self.constant,
-            draw=self.draw,
-            blocks=self.blocks,
-        )
-        twin.data = copy.deepcopy(self.data, memo)
-        twin.requires_grad_(self.requires_grad)
-        twin.product, twin.place = self.product, self.place
-        memo[id(self)] = twin
+        memo[id(self)] = twin = self.holding(copy.deepcopy(self.data, memo))
         return twin
 
     @property
@@ -124,12 +136,63 @@ def initialise(module: nn.Module, seed: int) -> None:
     """Fill every weight from one seeded CPU stream, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     for _, weight in named_weights(module):
-        if weight.draw is not None:
-            weight.copy_(weight.draw(tuple(weight.shape), generator))
-        elif weight.init_std is None:
-            weight.fill_(weight.constant)
-        else:
-            noise = torch.randn(
-                weight.shape, generator=generator, device="cpu", dtype=torch.float32
-            )
-            weight.copy_(noise * weight.init_std)
+        weight.copy_(_drawn(weight, tuple(weight.shape), generator))
+
+
+@final
+class Filling:
+    """Fills the weights of an `unfilled` model some at a time, with what `initialise` would.
+
+    Each is drawn whole, and what `kept(name, whole)` leaves of it is held on the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        seed: int,
+        device: torch.device,
+        kept: Callable[[str, Tensor], Tensor] = lambda _, whole: whole,
+    ) -> None:
+        self._device, self._kept = device, kept
+        self._named = [(name, w, tuple(w.shape)) for name, w in named_weights(model)]
+        self._generator = torch.Generator().manual_seed(seed)
+        # The stream's state where each weight begins, as far as it was drawn.
+        self._states = [self._generator.get_state()]
+
+    def fill(self, some: AbstractSet[Tensor]) -> None:
+        """Give some weights memory and their numbers; others wait."""
+        for i, (name, weight, _) in enumerate(self._named):
+            if weight in some:
+                self._hold(weight, self._kept(name, self._whole(i)).to(weight.dtype))
+
+    def leave(self, some: AbstractSet[Tensor]) -> None:
+        """Let some have no row, and draw nothing for them."""
+        for _, weight, shape in self._named:
+            if weight in some:
+                self._hold(weight, torch.empty((0, *shape[1:]), dtype=weight.dtype, device="cpu"))
+
+    @torch.no_grad()
+    def _hold(self, weight: Weight, data: Tensor) -> None:
+        torch.utils.swap_tensors(weight, weight.holding(data.to(self._device)))
+
+    def _whole(self, i: int) -> Tensor:
+        for _, weight, shape in self._named[len(self._states) - 1 : i]:
+            self._generator.set_state(self._states[-1])
+            _drawn(weight, shape, self._generator)
+            self._states.append(self._generator.get_state())
+        self._generator.set_state(self._states[i])
+        _, weight, shape = self._named[i]
+        whole = _drawn(weight, shape, self._generator)
+        if len(self._states) == i + 1:
+            self._states.append(self._generator.get_state())
+        return whole
+
+
+def _drawn(weight: Weight, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """The whole of a weight before training, in fp32 on the CPU."""
+    if weight.draw is not None:
+        return weight.draw(shape, generator)
+    if weight.init_std is None:
+        return torch.full(shape, weight.constant, device="cpu", dtype=weight.dtype)
+    noise = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+    return noise * weight.init_std

@@ -6,7 +6,7 @@ hold the same part of a weight shard it among them, so that in a replica each el
 rank alone: nothing can drift, and nothing counts twice in a norm.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -35,24 +35,16 @@ WHOLE = MixedPrecisionPolicy(cast_forward_inputs=False)
 BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
-def cut_down(
+def shares_of(
     model: nn.Module, world: World, home_of: Callable[[str], int]
 ) -> tuple[dict[str, Cut], dict[str, Shard]]:
-    """Cut a whole model, the same on every rank, into what this rank computes with.
-
-    Weights whose home is another rank of the pipeline keep no row. How each weight is cut that is,
-    and the shard of every weight once the roots of the model are `sharded`.
-    """
-    whole = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    """How each weight of a whole model that is cut is to be, and the shard of every weight once the
+    roots of the model are `sharded`. `home_of` a name is its rank of the pipeline."""
     cuts = cuts_of(model, world)
-    _cut(model, cuts)
     shards = {
-        name: _shard(shape, cuts.get(name, Cut(None)), world, home_of(name))
-        for name, shape in whole.items()
+        name: _shard(tuple(weight.shape), cuts.get(name, Cut(None)), world, home_of(name))
+        for name, weight in model.named_parameters()
     }
-    for name, weight in model.named_parameters():
-        if not shards[name].here:
-            weight.data = weight.data[:0].clone()
     return cuts, shards
 
 
@@ -62,6 +54,7 @@ def sharded(
     cuts: Mapping[Tensor, Cut],
     world: World,
     *,
+    fill: Callable[[Set[Tensor]], None],
     keep: bool,
     entries: Sequence[str] = (),
     lent: Collection[nn.Parameter] = (),
@@ -69,7 +62,9 @@ def sharded(
 ) -> None:
     """Shard the weights of a root by FSDP2, all but those that are lent to it.
 
-    `units` are gathered one at a time; `entries` are methods by which the root is entered beside
+    `fill` gives weights memory, and what this rank computes with, just before they are sharded; so
+    no more than the root's own and those of a unit are ever there. `units` are gathered one at a
+    time; `entries` are methods by which the root is entered beside
     its forward. With `keep`, gathered weights stay until the backward. Those of units in `half` are
     gathered in bf16, and their gradients, too, are of bf16 until they are summed; all others of
     these units, which are few and small, are gathered with the root.
@@ -81,6 +76,8 @@ def sharded(
         return None if cut is None else ShardPlacementResult(Placed(0), infos[cut.group])
 
     def shard(module: nn.Module, ignored: set[nn.Parameter], policy: MixedPrecisionPolicy) -> None:
+        taken = set(module.parameters()) - ignored
+        fill(taken)
         fully_shard(
             module,
             mesh=world.dense,
@@ -89,6 +86,9 @@ def sharded(
             mp_policy=policy,
             ignored_params=ignored,
         )
+        # The module has its shards instead; whoever still knows the weight keeps no memory alive.
+        for weight in taken:
+            weight.data = weight.data.new_empty(0)
 
     operands = _operands(root)
     own = set(half) or {weight for unit in units for weight in unit.parameters()}
@@ -132,7 +132,9 @@ def _mark(root: nn.Module, operands: list[tuple[nn.Module, str, Operand]]) -> No
 
 
 def part_of(whole: Tensor, cut: Cut) -> Tensor:
-    """What a rank computes with of a weight that is cut, as a copy."""
+    """What a rank computes with of a weight: a copy of its part where it is cut."""
+    if cut.group is None:
+        return whole
     return _span(tuple(whole.shape), cut, rank_in(cut.group)).of(whole)
 
 
@@ -166,13 +168,6 @@ def cuts_of(model: nn.Module, world: World) -> dict[str, Cut]:
             _check(path, weight, cut)
             found[path] = cut
     return found
-
-
-@torch.no_grad()
-def _cut(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
-    for path, cut in cuts.items():
-        weight = model.get_parameter(path)
-        weight.data = part_of(weight.data, cut)
 
 
 def _check(path: str, weight: Tensor, cut: Cut) -> None:

@@ -37,7 +37,7 @@ from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
 from moebius.train.state import TrainState, new_state
 from moebius.train.step import micro_rows
-from moebius.train.weights import optimizer_of, spread_weights
+from moebius.train.weights import optimizer_of, weights_of
 
 # Seconds between two looks whether a checkpoint is there.
 POLL = 0.1
@@ -128,7 +128,7 @@ def check(run: Run) -> Counts:
         check_roles(run, models[0])
         if run.qk_clip is not None:
             run.qk_clip.check(models[0], run.optim)
-        optimizer_of(run, spread_weights(run, models[0]))
+        optimizer_of(run, weights_of(models[0]))
     check_ranks(run, models[0])
     run.optim.schedule.factor(0, run.steps, run.tokens_per_step())
     resolve(run.evaluation)

@@ -16,13 +16,13 @@ from torch import Tensor
 from moebius import checkpoint
 from moebius.checkpoint.tensors import Lazy, copied, made
 from moebius.model.lm import LM
-from moebius.model.weight import initialise, set_products
+from moebius.model.weight import set_products, unfilled
 from moebius.optim.optimizer import Optimizer
 from moebius.parallel.plan import local
 from moebius.parallel.world import ALONE, World
 from moebius.train.precision import products_of
 from moebius.train.run import Run
-from moebius.train.weights import Weights, optimizer_of, spread_weights
+from moebius.train.weights import Weights, filled, optimizer_of
 
 
 @dataclasses.dataclass
@@ -158,11 +158,10 @@ def new_state(run: Run, device: torch.device, world: World = ALONE) -> TrainStat
 
 def _model_of(run: Run, device: torch.device, world: World) -> tuple[LM, Optimizer, Weights]:
     torch.manual_seed(run.seed)
-    model = _blank(run)
-    initialise(model, run.seed)
-    model.to(device)
+    with unfilled():
+        model = _blank(run)
     set_products(model, products_of(run))
-    weights = spread_weights(run, model, world)
+    weights = filled(run, model, device, world)
     return model, optimizer_of(run, weights), weights
 
 

@@ -5,21 +5,23 @@ optimizer and a metric ask for a weight and need not know who has it.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from moebius.checkpoint.tensors import Lazy
 from moebius.model.lm import LM
 from moebius.model.stage import PipeStage, borrowed_by, stage_of, stages_of
-from moebius.model.weight import PRODUCT_ROLES, named_weights
+from moebius.model.weight import PRODUCT_ROLES, Filling, named_weights
 from moebius.ops.ranks import Cut
 from moebius.ops.shard import Shard
 from moebius.optim.optimizer import Optimizer
 from moebius.optim.rules import Slot
 from moebius.optim.transfer import transferred
 from moebius.parallel.pipeline import Lent, Pipeline
-from moebius.parallel.plan import cut_down, local, sharded
+from moebius.parallel.plan import local, part_of, sharded, shares_of
 from moebius.parallel.world import ALONE, World
 from moebius.train.precision import products_of
 from moebius.train.run import Run
@@ -56,21 +58,40 @@ class Weights:
         return whole if shard is None else shard.part(whole)
 
 
-def spread_weights(run: Run, model: LM, world: World = ALONE) -> Weights:
-    """Spread a whole model over the ranks; its weights, or this rank's parts of them."""
-    named = list(named_weights(model))
+def filled(run: Run, model: LM, device: torch.device, world: World = ALONE) -> Weights:
+    """Fill a model built `unfilled` from the run's seed, spread over the ranks."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     if world.everyone is None:
-        return Weights(world, tuple((Slot(name, w.role, w.blocks), w) for name, w in named), {})
-    pipe = world.degrees.pipe
+        Filling(model, run.seed, device).fill(set(model.parameters()))
+        return weights_of(model)
+    return _spread(run, model, device, world)
+
+
+def weights_of(model: LM) -> Weights:
+    """The weights of a model that is whole here."""
+    named = named_weights(model)
+    return Weights(ALONE, tuple((Slot(name, w.role, w.blocks), w) for name, w in named), {})
+
+
+def _spread(run: Run, model: LM, device: torch.device, world: World) -> Weights:
+    named, pipe = list(named_weights(model)), world.degrees.pipe
     division = stages_of(model.units(), pipe.num_stages)
-    names, shards = cut_down(model, world, lambda name: pipe.rank_of(stage_of(name, division)))
+    names, shards = shares_of(model, world, lambda name: pipe.rank_of(stage_of(name, division)))
+
+    def kept(name: str, whole: Tensor) -> Tensor:
+        return part_of(whole, names.get(name, Cut(None)))
+
+    filling = Filling(model, run.seed, device, kept)
+    filling.leave({w for name, w in named if not shards[name].here})
     cuts: dict[Tensor, Cut] = {w: names[name] for name, w in named if name in names}
     half, pipeline = in_bf16(run, model), None
+    spread = partial(sharded, cuts=cuts, world=world, fill=filling.fill, half=half)
     if world.line is None:
-        keep = not run.parallel.reshard
-        sharded(model, model.blocks(), cuts, world, keep=keep, entries=("loss",), half=half)
+        spread(model, model.blocks(), keep=not run.parallel.reshard, entries=("loss",))
     else:
-        pipeline = _pipeline(model, division, names, shards, cuts, half, world)
+        pipeline = _pipeline(model, division, names, shards, spread, world)
     parts = dict(model.named_parameters())
     slots = [(Slot(name, w.role, w.blocks, shards[name]), parts[name]) for name, w in named]
     # A tied weight has a second name in the model's state.
@@ -85,8 +106,7 @@ def _pipeline(
     division: Sequence[tuple[range, ...]],
     names: Mapping[str, Cut],
     shards: Mapping[str, Shard],
-    cuts: Mapping[Tensor, Cut],
-    half: Collection[nn.Parameter],
+    spread: Callable[..., None],
     world: World,
 ) -> Pipeline:
     """The stages that this rank holds of a model that is cut down to them, each sharded."""
@@ -97,8 +117,7 @@ def _pipeline(
         for i in pipe.held_by(line.rank())
     }
     for stage in stages.values():
-        lent = list(stage.lent.values())
-        sharded(stage, list(stage.layers), cuts, world, keep=True, lent=lent, half=half)
+        spread(stage, list(stage.layers), keep=True, lent=list(stage.lent.values()))
     copies = {name: weight for stage in stages.values() for name, weight in stage.lent.items()}
     if model.config.tied:
         model.head.w_VD = model.embed.w_VD
