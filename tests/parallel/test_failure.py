@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -304,8 +305,9 @@ def test_one_of_two_is_killed_and_one_goes_on_alone(place: Place) -> None:
     victim = launch.beats("", 2)[random.Random(0).randrange(2)]
     os.kill(victim.pid, signal.SIGKILL)
     said = launch.end()
+    # By the other rank, or, where torchrun was quicker to end that one, at the next start.
     words = f"rank {victim.rank} on {ME} (pid {victim.pid}) fell silent after step "
-    assert f"moebius: {words}" in said
+    assert words in said
     events = [line["message"] for line in lines(run, "events.jsonl") if line["kind"] == "lost"]
     assert len(events) == 1 and events[0].startswith(f"before this start {words}")
     assert list(losses(run)) == list(range(1, 11))
@@ -315,20 +317,35 @@ def test_one_of_two_is_killed_and_one_goes_on_alone(place: Place) -> None:
 
 
 def test_a_killed_stage_of_a_pipeline_is_named(place: Place) -> None:
-    """The other one hears of it inside torch's schedule, which wraps errors in its own."""
+    """The other one hears of it inside torch's schedule, which wraps errors in its own.
+
+    They have no launcher, which would be quicker at times to end it than it is to speak.
+    """
     run = place.folder / "stages"
-    fields = ["steps=40", "checkpoint_every=2", "parallel.pp=2", "parallel.patience=20", UNJUDGED]
+    fields = ["steps=20", "checkpoint_every=2", "parallel.pp=2", "parallel.patience=20", UNJUDGED]
     command = ["train", f"{RECIPES}:tower", *place.fields(*fields), "--out", run, "--go-on"]
-    launch = Launch.begin(2, 1, run, command)
-    for _ in launch.moments():
-        if (run / "metrics.jsonl").exists() and len(lines(run)) >= 4:
-            break
-    victim = launch.beats("", 2)[1]
-    os.kill(victim.pid, signal.SIGKILL)
-    said = launch.end()
-    words = f"rank 1 on {ME} (pid {victim.pid}) fell silent after step "
-    assert f"moebius: {words}" in said
-    assert list(losses(run)) == list(range(1, 41))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-m", "moebius", *map(str, command)],
+            env={**environment(), **where, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    while first.poll() is None and not ((run / "metrics.jsonl").exists() and len(lines(run)) >= 4):
+        time.sleep(0.02)
+    second.kill()
+    said = first.communicate(timeout=300)[1]
+    second.communicate()
+    assert first.returncode == 2, said[-4000:]
+    assert f"moebius: rank 1 on {ME} (pid {second.pid}) fell silent after step " in said
+    Launch.begin(2, 0, run, command).end()
+    assert list(losses(run)) == list(range(1, 21))
 
 
 def check_near(run: Path, whole: Path) -> None:
