@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from moebius.bench.optimizer import RECIPE, STEP, bench_optimizer
+from moebius.bench.precision import BY_TORCH
 from moebius.bench.saving import BESIDE, MEANWHILE, PLAIN, STILL
 from moebius.bench.steady import _window
 from moebius.bench.timing import Stopwatch, interleaved, machine
 from moebius.config import override
+from moebius.ops.formats import Format
+from moebius.ops.native import missing
 from moebius.optim.rules import Rule
 from moebius.recipes import recipe
 
@@ -52,6 +55,18 @@ def test_saving_beside_the_run_and_standing_still(place: Place) -> None:
     plain = rows.pop(PLAIN)["seconds"]
     for row in rows.values():
         assert row["agrees"] and row["over_plain"] == pytest.approx(row["seconds"] / plain)
+
+
+def test_steps_in_every_format(place: Place) -> None:
+    fields = place.fields("matmul_flops=1e9")
+    found = place.cli("bench", "precision", TINY, *fields, "--repeats", "1", "--json").data()
+    rows = {row["name"]: row for row in found["rows"]}
+    by_torch = {name + BY_TORCH for name in Format.TABLE} if missing() is None else set()
+    assert rows.keys() == {"bf16", *Format.TABLE} | by_torch
+    beside = rows.pop("bf16")["seconds"]
+    for name, row in rows.items():
+        assert row["agrees"], name
+        assert row["over_bf16"] == pytest.approx(row["seconds"] / beside)
 
 
 def test_windows_are_whole(place: Place) -> None:

@@ -108,6 +108,11 @@ def off(one: float, other: float) -> float:
     return abs(one - other) / (abs(one) or 1.0)
 
 
+def clipped_heads(results: list[StepResult]) -> int:
+    """How many QK-Clip scaled down, in all steps together."""
+    return sum(0 if one.clipped is None else one.clipped.heads for one in results)
+
+
 def compare(alone: tuple[list[StepResult], Found], spread: tuple[list[StepResult], Found]) -> Found:
     """The largest differences by kind, and how many tensors there are of each."""
     (results, tensors), (others, found) = alone, spread
@@ -140,6 +145,9 @@ def compare(alone: tuple[list[StepResult], Found], spread: tuple[list[StepResult
         "counts": all(torch.equal(a, b) for a, b in counts),
         "num_buffers": len(buffers),
         "num_counts": len(counts),
+        "clipped_heads": [
+            sum(r.clipped.heads for r in runs if r.clipped) for runs in (results, others)
+        ],
     }
 
 

@@ -69,6 +69,19 @@ def test_products_in_low_precision(tmp_path: Path) -> None:
     check(found, 1e-10)
 
 
+def test_heads_are_clipped_on_ranks_as_on_one_process(tmp_path: Path) -> None:
+    """QK-Clip at so low a threshold that it scales heads in every step; keys take their half."""
+    exact = ["precision=fp64", 'qk_clip={"threshold": 1e-4}']
+    own = ["model.layers.0.mixer.kv_heads=4", "model.layers.0.mixer.bias=true"]
+    cases = [
+        ["tiny", exact, 4, [{"ep": 2}, {"dp_replicate": 2}]],
+        ["pattern", [*exact, *own], 4, [{}, {"reshard": False}]],
+    ]
+    found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
+    check(found, 1e-10)
+    assert all(case["clipped_heads"][0] == case["clipped_heads"][1] > 8 for case in found)
+
+
 def test_layers_are_gathered_in_bf16_where_they_are_multiplied_in_it(tmp_path: Path) -> None:
     for name, found in launch(2, "gather_worker.py", tmp_path / "found.json").items():
         half = name == "bf16"

@@ -87,6 +87,8 @@ def flat(value: Any, path: str = "") -> dict[str, float | None]:
         ("tower", ["parallel.schedule=zbv"], "torch cannot do with embed.w_VD, which the last"),
         ("column", ["parallel.schedule=zbv", "recompute=true"], "cannot do with recompute"),
         ("column", ["parallel.schedule=interleaved", "parallel.stages_per_rank=1"], "at least 2"),
+        ("column", ['qk_clip={"threshold": 9}'], "over whole sequences; use parallel.pp=1"),
+        ("column", ["parallel.pp=1", "parallel.tp=2", "precision=mxfp4"], "use parallel.tp=1 or"),
     ],
 )
 def test_what_no_pipeline_can_do_is_refused(

@@ -41,6 +41,7 @@ COLUMNS: Sequence[tuple[str, str, Form]] = (
     ("step_over_twin", "over twin", "{:.2f}".format),
     ("over_dense", "over dense", "{:.2f}".format),
     ("over_plain", "over plain step", "{:.2f}".format),
+    ("over_bf16", "over bf16", "{:.2f}".format),
     ("over_naive", "faster than naive", "{:.2f}".format),
     ("documents_per_second", "documents/s", "{:,.0f}".format),
     ("pages", "pages", "{:,}".format),

@@ -16,6 +16,7 @@ from moebius.bench.moe import LOADS, bench_moe
 from moebius.bench.moe import SHAPES as MOE_SHAPES
 from moebius.bench.optimizer import bench_optimizer
 from moebius.bench.overlap import Setting, bench_overlap
+from moebius.bench.precision import bench_precision
 from moebius.bench.saving import bench_saving
 from moebius.bench.steady import bench_steady
 from moebius.bench.step import bench_step
@@ -196,6 +197,21 @@ def steady_bench(
     with progress_bar() as progress:
         run = run_or_default(name, overrides)
         result = bench_steady(run, steps=steps, every=every, progress=progress)
+    print_result(result, as_json, as_markdown)
+
+
+@app.command("precision")
+def precision_bench(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Time a training step in every low-precision format, beside bf16."""
+    with progress_bar() as progress:
+        run = run_or_default(name, overrides)
+        result = bench_precision(run, repeats=repeats, progress=progress)
     print_result(result, as_json, as_markdown)
 
 

@@ -105,6 +105,12 @@ def sharded(
     _mark(root, operands)
 
 
+def gathered_no_more(root: nn.Module) -> None:
+    """Leave a root's modules with their shards: the next forward gathers them as they are then."""
+    for module in _sharded_modules(root):
+        module.reshard()
+
+
 def _sharded_modules(root: nn.Module) -> list[FSDPModule]:
     return [module for module in root.modules() if isinstance(module, FSDPModule)]
 
@@ -127,8 +133,7 @@ def _mark(root: nn.Module, operands: list[tuple[nn.Module, str, Operand]]) -> No
         module.unshard()
     for module, name, weight in operands:
         weight.mark(module.get_parameter(name))
-    for module in _sharded_modules(root):
-        module.reshard()
+    gathered_no_more(root)
 
 
 def part_of(whole: Tensor, cut: Cut) -> Tensor:

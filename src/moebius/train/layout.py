@@ -25,8 +25,13 @@ def check_ranks(run: Run, model: LM) -> None:
     if launched() == 1:
         return
     check_plans(model, degrees)
-    if run.qk_clip is not None:
-        raise ValueError("qk_clip looks at whole matrices on one process; leave it out")
+    cut = [name for name in ("tp", "cp") if getattr(degrees, name) > 1]
+    cut += ["pp"] if degrees.pipe.ranks > 1 else []
+    if run.qk_clip is not None and cut:
+        raise ValueError(
+            f"qk_clip looks at all heads of all layers over whole sequences; use "
+            f"parallel.{cut[0]}=1, or leave it out"
+        )
     if degrees.tp > 1 and any(products_of(run).values()):
         raise ValueError(
             "a tensor group would take the scales of products in low precision from parts of rows; "

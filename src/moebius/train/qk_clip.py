@@ -4,12 +4,13 @@ After the optimizer's step the largest logit of each head, S, is measured; where
 threshold, the head's query and key weights shrink its logits by gamma = threshold / S. S comes from
 one extra forward without gradients over the first sequence of the step's batch, with the weights
 just updated: exact there, a sample of the batch. It costs a third of a training step of that one
-sequence, every `every` steps. No tap is read; the mixers say their own logits. Letters as in `gqa`.
+sequence, every `every` steps, on each of several ranks alike. No tap is read; the mixers say their
+own logits. Letters as in `gqa`.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from moebius.data.loader import Batch
 from moebius.model.context import Context
 from moebius.model.lm import LM
 from moebius.model.mixers import Mixer
+from moebius.model.mixers.logits import ScaleRows, scale_rows
+from moebius.ops.ranks import Group, first
 from moebius.optim.optimizer import OptimConfig
 from moebius.optim.rules.schedule_free import ScheduleFree
 
@@ -54,9 +57,18 @@ class QKClip:
         """Whether `step`, counted from 0, is one to look at."""
         return (step + 1) % self.every == 0
 
-    def apply(self, model: LM, batch: Batch, ctx: Context, dtype: torch.dtype) -> "Clipped":
-        """Measure the logits of a batch's sequences, and clip the heads above the threshold."""
-        found = logits_by_mixer(model, batch, ctx, dtype)
+    def clip(
+        self,
+        found: Sequence[tuple[Mixer, Tensor]],
+        scale: ScaleRows = scale_rows,
+        everyone: Group = None,
+    ) -> "Clipped":
+        """Clip the heads whose largest logit, as `logits_by_mixer` has it, is above the threshold.
+
+        Of several ranks, `everyone` looked at the same; `scale` does what each holds of a weight.
+        """
+        # Not every rank need have the same last bit of a logit.
+        found = [(mixer, first(max_H, everyone)) for mixer, max_H in found]
         heads = 0
         for mixer, max_H in found:
             # Logits that are not finite say nothing of a factor; their loss is skipped elsewhere.
@@ -64,7 +76,8 @@ class QKClip:
             if above_H.any():
                 heads += int(above_H.sum())
                 with torch.no_grad():
-                    mixer.clip_logits(torch.where(above_H, self.threshold / max_H, 1.0))
+                    gamma_H = torch.where(above_H, self.threshold / max_H, 1.0)
+                    mixer.clip_logits(gamma_H, scale)
         return Clipped(float(torch.cat([max_H for _, max_H in found]).max()), heads)
 
 

@@ -19,10 +19,10 @@ from moebius.model.lm import LM
 from moebius.monitor.tap import Observer, observing
 from moebius.ops.ranks import first, packed, size_of, summed
 from moebius.optim.optimizer import clip_
-from moebius.parallel.plan import local
+from moebius.parallel.plan import gathered_no_more, local
 from moebius.parallel.world import World
 from moebius.train.passes import Stats, context_of, passes
-from moebius.train.qk_clip import Clipped
+from moebius.train.qk_clip import Clipped, logits_by_mixer
 from moebius.train.run import Run
 from moebius.train.state import TrainState
 
@@ -76,8 +76,10 @@ def train_step(
         )
         after_step(model, stats, state.step)
         if run.qk_clip is not None and run.qk_clip.due(state.step):
-            first = batch.rows(0, 1)
-            clipped = run.qk_clip.apply(model, first, context_of(first, state.step), dtype)
+            one = batch.rows(0, 1)
+            found = logits_by_mixer(model, one, context_of(one, state.step), dtype)
+            gathered_no_more(model)
+            clipped = run.qk_clip.clip(found, state.weights.scale_rows, world.everyone)
             state.clipped_heads += clipped.heads
     state.bad_in_a_row = 0 if applied else state.bad_in_a_row + 1
     state.skipped += not applied

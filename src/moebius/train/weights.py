@@ -57,6 +57,16 @@ class Weights:
         shard = self.shards.get(name)
         return whole if shard is None else shard.part(whole)
 
+    def scale_rows(self, weight: Tensor | None, factor_HX: Tensor) -> None:
+        """As `model.mixers.logits.scale_rows`, of which each rank scales its part."""
+        if weight is None:
+            return
+        name = next(slot.name for slot, own in self.slots if own is weight)
+        heads, rows = factor_HX.shape[0], weight.shape[0]
+        factor_R = factor_HX.expand(heads, rows // heads).flatten()
+        part = self.part(name, factor_R).to(weight.dtype)
+        local(weight).mul_(part.view(-1, *(1 for _ in weight.shape[1:])))
+
 
 def filled(run: Run, model: LM, device: torch.device, world: World = ALONE) -> Weights:
     """Fill a model built `unfilled` from the run's seed, spread over the ranks."""

@@ -194,23 +194,24 @@ def odd(rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.skipif(missing() is not None, reason=f"no native kernels: {missing()}")
 def test_the_kernel_rounds_as_torch_does_to_the_last_bit(format: Format, gradient: bool) -> None:
-    (plain_amax, plain), (native_amax, native) = BACKENDS["plain"], BACKENDS["native"]
+    plain, native = BACKENDS["plain"], BACKENDS["native"]
     grid = format.grid(gradient)
     matrices = (odd(37, 83), odd(64, 96).bfloat16(), odd(6, 200).view(2, 3, 200), odd(5, 7)[:0])
     for x in (*matrices, odd(33, 40).T, odd(5, 7)[:, :0]):
         for dim in (-1, -2):
             block = format.BLOCK or max(1, x.shape[dim])
-            amax = plain_amax(x, dim, block)
-            assert torch.equal(_bits(amax), _bits(native_amax(x, dim, block)))
+            amax = plain.largest(x, dim, block)
+            assert torch.equal(_bits(amax), _bits(native.largest(x, dim, block)))
             scale, outer = format.scales(amax, torch.tensor(3000.0), grid)
             total = torch.where(
                 amax.isfinite(), scale if outer is None else scale * outer, math.nan
             )
             inner = None if format.BLOCK is None else scale
             for dtype in (torch.float32, torch.bfloat16):
-                rounded = [f(x, dim, block, grid, total, inner, dtype) for f in (plain, native)]
-                assert rounded[0].dtype == rounded[1].dtype == dtype
-                assert torch.equal(*map(_bits, rounded))
+                given = (x, dim, block, grid, total, inner, dtype)
+                truth, mine = plain.nearest(*given), native.nearest(*given)
+                assert truth.dtype == mine.dtype == dtype
+                assert torch.equal(_bits(truth), _bits(mine))
 
 
 def _bits(x: Tensor) -> Tensor:

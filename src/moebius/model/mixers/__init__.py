@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moebius.config import Variant
 from moebius.model.context import Context
+from moebius.model.mixers.logits import ScaleRows, scale_rows
 from moebius.model.part import Site
 
 TABLE = {
@@ -87,7 +88,7 @@ class Mixer(nn.Module, ABC):
         """max_H, the largest logit of each head before its softmax; only where `clippable`."""
         raise NotImplementedError(f"{type(self).__name__} has no logits to clip")
 
-    def clip_logits(self, gamma_H: Tensor) -> None:
+    def clip_logits(self, gamma_H: Tensor, scale: ScaleRows = scale_rows) -> None:
         """Scale weights in place so that each head's logits shrink by its gamma; as above."""
         raise NotImplementedError(f"{type(self).__name__} has no logits to clip")
 

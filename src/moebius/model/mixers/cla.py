@@ -20,6 +20,7 @@ from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import SLACK, TokenCache
 from moebius.model.mixers.gqa import GQA, Heads, KeysValues, empty_cache
+from moebius.model.mixers.logits import ScaleRows, scale_rows
 from moebius.model.mixers.mla import MLA, LatentHeads, Latents, Queries, empty_latents
 from moebius.model.mixers.swa import SWA
 from moebius.model.part import Site
@@ -76,7 +77,7 @@ class _Reader(nn.Module, ABC):
         """max_H of whole sequences, from the shared tensors."""
 
     @abstractmethod
-    def clip(self, gamma_H: Tensor) -> None:
+    def clip(self, gamma_H: Tensor, scale: ScaleRows) -> None:
         """Shrink the logits of each head by its gamma; what is shared stays as it is."""
 
 
@@ -106,8 +107,8 @@ class _HeadsReader(_Reader):
     def max_logits(self, x_BTD: Tensor, ctx: Context, entries: tuple[Tensor, ...]) -> Tensor:
         return self.heads.max_logits(x_BTD, ctx, entries[0], self.window)
 
-    def clip(self, gamma_H: Tensor) -> None:
-        self.heads.clip(gamma_H)
+    def clip(self, gamma_H: Tensor, scale: ScaleRows) -> None:
+        self.heads.clip(gamma_H, scale)
 
 
 class _LatentsReader(_Reader):
@@ -142,9 +143,9 @@ class _LatentsReader(_Reader):
         q_BTHX, (c_BSC, k_BSR) = self.queries(x_BTD, ctx), entries
         return self.heads.max_logits(q_BTHX, c_BSC, k_BSR, ctx.attend_BTT)
 
-    def clip(self, gamma_H: Tensor) -> None:
-        self.queries.clip(gamma_H)
-        self.heads.clip(gamma_H)
+    def clip(self, gamma_H: Tensor, scale: ScaleRows) -> None:
+        self.queries.clip(gamma_H, scale)
+        self.heads.clip(gamma_H, scale)
 
 
 def _reader(of: MixerConfig, site: Site) -> _Reader:
@@ -203,8 +204,8 @@ class _Lender(Mixer):
     def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
         return self.reader.max_logits(x_BTD, ctx, self.writer(x_BTD, ctx))
 
-    def clip_logits(self, gamma_H: Tensor) -> None:
-        self.reader.clip(gamma_H)
+    def clip_logits(self, gamma_H: Tensor, scale: ScaleRows = scale_rows) -> None:
+        self.reader.clip(gamma_H, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,5 +266,5 @@ class _Borrower(Mixer):
     def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
         return self.reader.max_logits(x_BTD, ctx, tuple(borrowed[name] for name in self.borrows))
 
-    def clip_logits(self, gamma_H: Tensor) -> None:
-        self.reader.clip(gamma_H)
+    def clip_logits(self, gamma_H: Tensor, scale: ScaleRows = scale_rows) -> None:
+        self.reader.clip(gamma_H, scale)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import SLACK, TokenCache
-from moebius.model.mixers.logits import max_logits, scale_rows
+from moebius.model.mixers.logits import ScaleRows, max_logits, scale_rows
 from moebius.model.part import Norm, Site
 from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
@@ -167,10 +167,10 @@ class Heads(nn.Module, Spread):
         q_BTHK, mask_BTS = self.queries(x_BTD, ctx), _attend_BTT(ctx, window)
         return max_logits(q_BTHK, k_BSGK, mask_BTS, self.config.head_width**-0.5)
 
-    def clip(self, factor_H: Tensor) -> None:
+    def clip(self, factor_H: Tensor, scale: ScaleRows) -> None:
         """Multiply the queries of each head."""
         for weight in (self.w_q, self.b_q):
-            scale_rows(weight, factor_H[:, None])
+            scale(weight, factor_H[:, None])
 
 
 class KeysValues(nn.Module, Spread):
@@ -199,10 +199,10 @@ class KeysValues(nn.Module, Spread):
         v_BTGK = linear(x_BTD, self.w_v, self.b_v).unflatten(-1, (-1, self.config.head_width))
         return sequences(k_BTGK, self.ranks.context), sequences(v_BTGK, self.ranks.context)
 
-    def clip(self, factor_G: Tensor) -> None:
+    def clip(self, factor_G: Tensor, scale: ScaleRows) -> None:
         """Multiply the keys of each key head."""
         for weight in (self.w_k, self.b_k):
-            scale_rows(weight, factor_G[:, None])
+            scale(weight, factor_G[:, None])
 
 
 def empty_cache(
@@ -253,10 +253,10 @@ class Attention(Mixer):
     def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
         return self.heads.max_logits(x_BTD, ctx, self.kv(x_BTD, ctx)[0], self.window)
 
-    def clip_logits(self, gamma_H: Tensor) -> None:
+    def clip_logits(self, gamma_H: Tensor, scale: ScaleRows = scale_rows) -> None:
         # Query heads that share a key head cannot each scale it: their queries take it all.
         if self.config.kv_heads < self.config.heads:
-            self.heads.clip(gamma_H)
+            self.heads.clip(gamma_H, scale)
             return
-        self.heads.clip(gamma_H.sqrt())
-        self.kv.clip(gamma_H.sqrt())
+        self.heads.clip(gamma_H.sqrt(), scale)
+        self.kv.clip(gamma_H.sqrt(), scale)

@@ -5,11 +5,15 @@ whose largest logit passes a threshold. Letters as in `gqa`; L queries of a bloc
 a key head, X rows of a head.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from moebius.ops.linear import at_least_fp32
 
+# Multiplies a weight's rows, head by head, where they are held: see `scale_rows`.
+ScaleRows = Callable[[Tensor | None, Tensor], None]
 # Queries scored at once: the scores of all heads of so many rows are what memory holds.
 BLOCK = 128
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import TokenCache
-from moebius.model.mixers.logits import max_logits, scale_rows
+from moebius.model.mixers.logits import ScaleRows, max_logits, scale_rows
 from moebius.model.part import Norm, Site
 from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
@@ -97,12 +97,12 @@ class Queries(nn.Module, Spread):
         rope = (config.rope_base, config.rope_scaling, config.rope_width)
         return rotated(q_BTHX, ctx.position_BT, *rope)
 
-    def clip(self, gamma_H: Tensor) -> None:
+    def clip(self, gamma_H: Tensor, scale: ScaleRows) -> None:
         """Multiply queries without positions by sqrt(gamma): keys take the other half. Those with
         positions meet a key that all heads share, and take all of it."""
         widths = torch.tensor([self.config.nope_width, self.config.rope_width])
         both_H2 = torch.stack([gamma_H.sqrt(), gamma_H], dim=1)
-        scale_rows(self.w_qb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
+        scale(self.w_qb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
 
 
 class Latents(nn.Module, Spread):
@@ -179,12 +179,12 @@ class LatentHeads(nn.Module, Spread):
         """max_H of whole sequences."""
         return max_logits(q_BTHX, self._expanded(c_BSC, k_BSR)[0], mask_BTS, self.score_scale)
 
-    def clip(self, gamma_H: Tensor) -> None:
+    def clip(self, gamma_H: Tensor, scale: ScaleRows) -> None:
         """Multiply the keys out of the latent by sqrt(gamma); values stay."""
         config = self.config
         widths = torch.tensor([config.nope_width, config.v_width])
         both_H2 = torch.stack([gamma_H.sqrt(), torch.ones_like(gamma_H)], dim=1)
-        scale_rows(self.w_kvb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
+        scale(self.w_kvb, both_H2.repeat_interleave(widths.to(both_H2.device), dim=1))
 
     def absorbed(self, q_BTHX: Tensor, c_BSC: Tensor, k_BSR: Tensor, mask_BTS: Tensor) -> Tensor:
         """y_BTD of tokens that continue cached latents, which stay as they are."""
@@ -247,6 +247,6 @@ class _MLA(Mixer):
         q_BTHX, (c_BSC, k_BSR) = self.queries(x_BTD, ctx), self.latents(x_BTD, ctx)
         return self.heads.max_logits(q_BTHX, c_BSC, k_BSR, ctx.attend_BTT)
 
-    def clip_logits(self, gamma_H: Tensor) -> None:
-        self.queries.clip(gamma_H)
-        self.heads.clip(gamma_H)
+    def clip_logits(self, gamma_H: Tensor, scale: ScaleRows = scale_rows) -> None:
+        self.queries.clip(gamma_H, scale)
+        self.heads.clip(gamma_H, scale)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moebius.model.context import Context
 from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cache import SLACK, TokenCache
-from moebius.model.mixers.logits import max_logits, scale_rows
+from moebius.model.mixers.logits import ScaleRows, max_logits, scale_rows
 from moebius.model.part import Site
 from moebius.model.rope import rotated
 from moebius.model.weight import Weight
@@ -357,6 +357,6 @@ class _NSA(Mixer):
         )
         return torch.stack(seen).amax(0)
 
-    def clip_logits(self, gamma_H: Tensor) -> None:
+    def clip_logits(self, gamma_H: Tensor, scale: ScaleRows = scale_rows) -> None:
         # Queries take all of it: the one factor that all branches and shared key heads have.
-        scale_rows(self.w_q, gamma_H[:, None])
+        scale(self.w_q, gamma_H[:, None])

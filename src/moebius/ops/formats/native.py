@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moebius.ops.formats.grid import Grid
+from moebius.ops.formats.plain import scale_plain
 from moebius.ops.native import address, integer, library, real, threads
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -56,7 +57,9 @@ def round_native(
 
 
 def scale_native(x_RC: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """x_RC times row [R or 1, 1] and column [1, C or 1] in fp32, in place. x in bf16."""
+    """See `moebius.ops.formats.plain.scale_plain`; one of bf16 is overwritten."""
+    if x_RC.dtype != torch.bfloat16:
+        return scale_plain(x_RC, row, column)
     sides = [(address(f.contiguous()), integer(int(f.numel() > 1))) for f in (row, column)]
     library(SOURCE).scale_product(
         address(x_RC), *sides[0], *sides[1], *map(integer, x_RC.shape), threads()

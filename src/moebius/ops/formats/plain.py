@@ -50,6 +50,11 @@ def round_stochastic(
     return _times(grid.stochastic(_divided(x, dim, block, total), generator), scale, dtype)
 
 
+def scale_plain(x_RC: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """x_RC times row [R or 1, 1] and column [1, C or 1], in at least fp32, in the dtype of x."""
+    return (x_RC.to(row.dtype) * row * column).to(x_RC.dtype)
+
+
 def _divided(x: Tensor, dim: int, block: int, total: Tensor) -> Tensor:
     # A scale that is 0 makes zeros of its block.
     return blocked(x, dim, block) / torch.where(total == 0, torch.inf, total)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from moebius.ops.formats.format import Format
-from moebius.ops.formats.native import scale_native
+from moebius.ops.formats.plain import scale_plain
+from moebius.ops.formats.quantise import BACKENDS as ROUNDINGS
 from moebius.ops.formats.quantise import Quantised, quantise
 from moebius.ops.formats.quantise import choose as rounding
 from moebius.ops.formats.scaled import contract_scaled
@@ -44,11 +45,11 @@ def contract_emulated(a: Quantised, b: Quantised) -> Tensor:
     if left is None or right is None:
         return x @ y
     # Scales meet the fp32 sum where the device hands it out; a CPU rounds it to bf16 before.
-    half = dtype not in (torch.float32, torch.float64)
-    product = torch.mm(x, y, out_dtype=torch.float32) if half and x.is_cuda else x @ y
-    if rounding(product, dtype) == "native" and half:
-        return scale_native(product, left, right.mT)
-    return (product.to(left.dtype) * left * right.mT).to(dtype)
+    if x.is_cuda and dtype not in (torch.float32, torch.float64):
+        product = torch.mm(x, y, out_dtype=torch.float32)
+        return scale_plain(product, left, right.mT).to(dtype)
+    product = x @ y
+    return ROUNDINGS[rounding(product, dtype)].scaled(product, left, right.mT)
 
 
 BACKENDS: dict[str, Contract] = {"emulated": contract_emulated, "scaled": contract_scaled}

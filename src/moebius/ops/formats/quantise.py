@@ -8,24 +8,32 @@ whole, so that nothing broken passes for a number. `plain` is torch's own operat
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from moebius.ops.formats.format import Format
 from moebius.ops.formats.grid import Grid
-from moebius.ops.formats.native import largest_native, round_native
-from moebius.ops.formats.plain import largest_plain, round_plain, round_stochastic
+from moebius.ops.formats.native import largest_native, round_native, scale_native
+from moebius.ops.formats.plain import largest_plain, round_plain, round_stochastic, scale_plain
 from moebius.ops.native import missing
 
-# Of x, dim and the length of a block: the largest magnitude of each block.
-Largest = Callable[[Tensor, int, int], Tensor]
-# Of these, the grid, what blocks are divided by, their scale (or None), and a dtype: the elements.
-Round = Callable[[Tensor, int, int, Grid, Tensor, Tensor | None, torch.dtype], Tensor]
-BACKENDS: dict[str, tuple[Largest, Round]] = {
-    "plain": (largest_plain, round_plain),
-    "native": (largest_native, round_native),
+
+class Rounding(NamedTuple):
+    """The passes over memory that rounding and a product of what was rounded need."""
+
+    # Of x, dim and the length of a block: the largest magnitude of each block.
+    largest: Callable[[Tensor, int, int], Tensor]
+    # Of these, the grid, what blocks are divided by, their scale (or None), and a dtype: elements.
+    nearest: Callable[[Tensor, int, int, Grid, Tensor, Tensor | None, torch.dtype], Tensor]
+    # Of a product [R, C], what its rows and its columns are multiplied by: that, in its dtype.
+    scaled: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+BACKENDS: dict[str, Rounding] = {
+    "plain": Rounding(largest_plain, round_plain, scale_plain),
+    "native": Rounding(largest_native, round_native, scale_native),
 }
 
 
@@ -103,15 +111,14 @@ def quantise(
     x, whole = x.detach(), torch.promote_types(x.dtype, torch.float32)
     dtype, grid = whole if dtype is None else dtype, format.grid(gradient)
     block = max(1, x.shape[dim]) if format.BLOCK is None else format.BLOCK
-    largest, rounded = BACKENDS[choose(x, dtype)]
-    amax = largest(x, dim, block)
+    rounding = BACKENDS[choose(x, dtype)]
+    amax = rounding.largest(x, dim, block)
     scale, outer = format.scales(amax.float(), _of_matrices(amax, segments).float(), grid)
     scale = torch.where(amax.isfinite(), scale, torch.nan).to(whole)
     outer = None if outer is None else outer.to(whole)
     total, by_row = scale if outer is None else scale * outer, format.BLOCK is None
-    if stochastic:
-        rounded = partial(round_stochastic, generator=generator)
-    held = rounded(x, dim, block, grid, total, None if by_row else scale, dtype)
+    nearest = partial(round_stochastic, generator=generator) if stochastic else rounding.nearest
+    held = nearest(x, dim, block, grid, total, None if by_row else scale, dtype)
     return Quantised(held, scale, outer, dim, x.shape[dim], by_row)
 
 
