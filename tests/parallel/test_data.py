@@ -93,6 +93,16 @@ def test_layers_are_gathered_in_bf16_where_they_are_multiplied_in_it(tmp_path: P
         assert found["gradients"] < (1e-2 if half else 1e-5), name
 
 
+@pytest.mark.slow
+def test_no_rank_ever_holds_the_whole_model(tmp_path: Path) -> None:
+    """Four ranks of 444M parameters: what one takes to begin is what it keeps, and a layer."""
+    found = launch(4, "memory_worker.py", tmp_path / "found.json")
+    assert found["whole"] > 1.7e9
+    for grown, held in found["ranks"]:
+        assert held < 0.6 * found["whole"]
+        assert grown < held + 0.3 * found["whole"], (grown, held, found["whole"])
+
+
 # Each recipe with the degrees that its parts have a plan for.
 ALL: list[dict[str, Any]] = [{}, {"ep": 2}, {"tp": 2}, {"cp": 2}]
 RECIPES: list[tuple[str, list[dict[str, Any]], str]] = [

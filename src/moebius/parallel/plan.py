@@ -64,10 +64,10 @@ def sharded(
 
     `fill` gives weights memory, and what this rank computes with, just before they are sharded; so
     no more than the root's own and those of a unit are ever there. `units` are gathered one at a
-    time; `entries` are methods by which the root is entered beside
-    its forward. With `keep`, gathered weights stay until the backward. Those of units in `half` are
-    gathered in bf16, and their gradients, too, are of bf16 until they are summed; all others of
-    these units, which are few and small, are gathered with the root.
+    time; `entries` are methods by which the root is entered beside its forward. With `keep`,
+    gathered weights stay until the backward. Those of units in `half` are gathered in bf16, and
+    their gradients are of bf16 until they are summed; all others of these units, which are few and
+    small, are gathered with the root.
     """
     infos = {cut.group: _mesh_info(world, cut.group) for cut in cuts.values()}
 

@@ -39,12 +39,15 @@ def round_native(
     dtype: torch.dtype,
 ) -> Tensor:
     """See `moebius.ops.formats.plain.round_plain`."""
-    x, y = x.contiguous(), torch.empty(_blocks(x, dim, block), dtype=dtype)
+    # Names keep what has an address alive.
+    x, total = x.contiguous(), total.contiguous()
+    scale = scale if scale is None else scale.contiguous()
+    y = torch.empty(_blocks(x, dim, block), dtype=dtype)
     library(SOURCE).round_to_grid(
         address(x),
         _half(x.dtype),
-        address(total.contiguous()),
-        address(scale if scale is None else scale.contiguous()),
+        address(total),
+        address(scale),
         address(y),
         _half(dtype),
         *_sizes(x, dim, block),
@@ -60,7 +63,8 @@ def scale_native(x_RC: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """See `moebius.ops.formats.plain.scale_plain`; one of bf16 is overwritten."""
     if x_RC.dtype != torch.bfloat16:
         return scale_plain(x_RC, row, column)
-    sides = [(address(f.contiguous()), integer(int(f.numel() > 1))) for f in (row, column)]
+    x_RC, row, column = x_RC.contiguous(), row.contiguous(), column.contiguous()
+    sides = [(address(f), integer(int(f.numel() > 1))) for f in (row, column)]
     library(SOURCE).scale_product(
         address(x_RC), *sides[0], *sides[1], *map(integer, x_RC.shape), threads()
     )

@@ -1,0 +1,47 @@
+"""How much memory each rank takes to begin a run, for `test_data.py`. Argument: where to write."""
+
+import dataclasses
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from moebius.model.block.prenorm import PreNorm
+from moebius.model.ffn.moe import MoE
+from moebius.model.lm import ModelConfig
+from moebius.model.mixers.gqa import GQA
+from moebius.parallel.config import Parallel
+from moebius.parallel.world import laid_out
+from moebius.train.state import new_state
+from tests import tiny
+
+
+def most() -> int:
+    """The most bytes that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    world = laid_out(Parallel().on(dist.get_world_size()), "cpu")
+    moe = MoE(experts=32, top_k=4, expert_width=512)
+    layer = PreNorm(GQA(heads=8, kv_heads=4, head_width=128), moe)
+    model = ModelConfig(width=1024, layers=8 * (layer,))
+    before = most()
+    state = new_state(
+        dataclasses.replace(tiny.tiny(), model=model, vocab=8000), torch.device("cpu"), world
+    )
+    whole = sum(4 * torch.Size(shard.shape).numel() for shard in state.weights.shards.values())
+    held = sum(4 * x.numel() for x in state.tensors().values() if x.is_floating_point())
+    grown: list[list[int] | None] = [None] * world.size
+    dist.all_gather_object(grown, [most() - before, held])
+    if world.main:
+        Path(sys.argv[1]).write_text(json.dumps({"whole": whole, "ranks": grown}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
