@@ -92,6 +92,16 @@ def test_the_same_layout_repeats_and_goes_on_to_the_bit(tmp_path: Path, fields: 
     assert all(torch.equal(x, halved[name]) for name, x in whole.items())
 
 
+def test_a_precision_that_is_chosen_is_that_of_the_ranks(tmp_path: Path, fields: list[str]) -> None:
+    """Weights are gathered as if it had been asked for, at the start and when the run goes on."""
+    asked, auto = tmp_path / "asked", tmp_path / "auto"
+    train(2, *fields, "precision=auto", "stop_at=3", "--out", auto)
+    train(2, "--resume", auto, "stop_at=none")
+    chosen = json.loads((auto / "run.json").read_text())["precision"]
+    train(2, *fields, f"precision={chosen}", "--out", asked)
+    assert chosen in ("bf16", "fp32") and losses(auto) == losses(asked)
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, fields: list[str]) -> None:
     command = [sys.executable, "-m", "moebius", "train", *fields, "batch=5"]
     two = {**environment(), "RANK": "0", "WORLD_SIZE": "2"}

@@ -146,7 +146,7 @@ def resume(
     device = device_of(run)
     torch.set_num_threads(run.threads or record["threads"])
     section = section_at(sections_of(run), counters["step"])
-    state = new_state(in_force(run, section), device, world)
+    state = new_state(in_force(run, section, record["precision"]), device, world)
     if path is not None:
         state.restore(tensors, counters)
     world.wait()

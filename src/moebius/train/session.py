@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from moebius.train.folder import RunFolder
 from moebius.train.layout import check_ranks
 from moebius.train.passes import passes
 from moebius.train.precision import DTYPES, choose
-from moebius.train.run import TOKENIZER, Run, from_folder_json, to_folder_json
+from moebius.train.run import TOKENIZER, Precision, Run, from_folder_json, to_folder_json
 from moebius.train.sections import Section, loaders, section_at, sections_of
 from moebius.train.state import TrainState, new_state
 from moebius.train.step import micro_rows
@@ -108,14 +108,15 @@ class Session:
     def enter_stage(self) -> str:
         """Go over to the next stage, as by a save and a resume; what now holds, in one line."""
         self.section = self.sections[self.section.index + 1]
-        self.state.rebuild(in_force(self.run, self.section), self.device)
+        self.state.rebuild(in_force(self.run, self.section, self.precision), self.device)
         self.counts = counts_of(self.run, self.section)
         return self.section.describe()
 
 
-def in_force(run: Run, section: Section) -> Run:
-    """The run with the model of a section."""
-    return dataclasses.replace(run, model=section.model)
+def in_force(run: Run, section: Section, precision: str | None = None) -> Run:
+    """The run with the model of a section, and the precision that was chosen, if one was."""
+    chosen = run.precision if precision is None else cast(Precision, precision)
+    return dataclasses.replace(run, model=section.model, precision=chosen)
 
 
 def check(run: Run) -> Counts:
@@ -191,13 +192,18 @@ def start(
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     state = new_state(run, device, world)
+    work = trial(run, state, all_loaders[0], device)
+    precision, measured = choose(run.precision, device, work)
+    precision = world.told(precision)
+    if measured and world.size > 1:
+        # Ranks gather weights in the dtype that they are multiplied in, now that it is known.
+        del state, work
+        state = new_state(in_force(run, sections_of(run)[0], precision), device, world)
     if imported is not None:
         state.take_weights(imported.tensors)
         # Some rules keep copies of the weights they begin with.
         state.optimizer = optimizer_of(run, state.weights)
-    work = trial(run, state, all_loaders[0], device)
-    precision, measured = choose(run.precision, device, work)
-    session = new_session(run, folder, prepared, all_loaders, state, world.told(precision))
+    session = new_session(run, folder, prepared, all_loaders, state, precision)
     if not world.main:
         return session
     kept = to_folder_json(run, lambda path: relative(folder, path))
