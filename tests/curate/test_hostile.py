@@ -27,14 +27,16 @@ LARGE = 500 << 20
 MOST_MEMORY = 256 << 20
 
 CODE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
+import torch
+from moebius.bench.memory import Memory
 from moebius.config import from_json
 from moebius.curate.config import Curation
 from moebius.curate.pipeline import curate
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+memory = Memory(torch.device("cpu"))
 curate(from_json(Curation, json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(memory.peak())
 """
 
 

@@ -12,15 +12,16 @@ from moebius.data.documents import digest
 from .conftest import write_folder
 
 CHILD = """
-import json, resource, sys
+import json, sys
+import torch
+from moebius.bench.memory import Memory
 from moebius.data.config import DataConfig
 from moebius.data.prepare import prepare
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+memory = Memory(torch.device("cpu"))
 prepared = prepare(DataConfig(path=sys.argv[1], cache=sys.argv[2]), 512)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+grown = memory.peak()
 source = prepared.manifest["sources"][0]
-unit = 1 if sys.platform == "darwin" else 1024
-facts = {"grown": (peak - base) * unit, "split": source["split"]}
+facts = {"grown": grown, "split": source["split"]}
 facts["bytes"] = source["train"]["bytes"] + source["heldout"]["bytes"]
 facts["documents"] = source["train"]["documents"] + source["heldout"]["documents"]
 print(json.dumps(facts))

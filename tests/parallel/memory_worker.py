@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import resource
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from moebius.bench.memory import Memory
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.moe import MoE
 from moebius.model.lm import ModelConfig
@@ -19,25 +19,20 @@ from moebius.train.state import new_state
 from tests import tiny
 
 
-def most() -> int:
-    """The most bytes that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def main() -> None:
     dist.init_process_group("gloo")
     world = laid_out(Parallel().on(dist.get_world_size()), "cpu")
     moe = MoE(experts=32, top_k=4, expert_width=512)
     layer = PreNorm(GQA(heads=8, kv_heads=4, head_width=128), moe)
     model = ModelConfig(width=1024, layers=8 * (layer,))
-    before = most()
+    memory = Memory(torch.device("cpu"))
     state = new_state(
         dataclasses.replace(tiny.tiny(), model=model, vocab=8000), torch.device("cpu"), world
     )
     whole = sum(4 * torch.Size(shard.shape).numel() for shard in state.weights.shards.values())
     held = sum(4 * x.numel() for x in state.tensors().values() if x.is_floating_point())
     grown: list[list[int] | None] = [None] * world.size
-    dist.all_gather_object(grown, [most() - before, held])
+    dist.all_gather_object(grown, [memory.peak() or 0, held])
     if world.main:
         Path(sys.argv[1]).write_text(json.dumps({"whole": whole, "ranks": grown}))
     dist.destroy_process_group()

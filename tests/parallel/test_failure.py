@@ -4,6 +4,7 @@ The ways to fail are tried by two bare ranks (`failing_worker.py`); then `kill -
 real runs under torchrun, whose losses must be those of runs that nothing disturbed.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -337,8 +337,10 @@ def test_a_killed_stage_of_a_pipeline_is_named(place: Place) -> None:
         )
         for rank in range(2)
     )
-    while first.poll() is None and not ((run / "metrics.jsonl").exists() and len(lines(run)) >= 4):
-        time.sleep(0.02)
+    while not ((run / "metrics.jsonl").exists() and len(lines(run)) >= 4):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            first.wait(0.02)
+            break
     second.kill()
     said = first.communicate(timeout=300)[1]
     second.communicate()

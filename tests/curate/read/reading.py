@@ -75,19 +75,19 @@ def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
 
 
 MEASURE = """
-import json, resource, sys
-import pyarrow.parquet, zstandard
+import json, sys
+import pyarrow.parquet, torch, zstandard
+from moebius.bench.memory import Memory
 from moebius.config import from_json
 from moebius.curate.document import Document
 from moebius.curate.read import LIMIT, Reader
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+memory = Memory(torch.device("cpu"))
 found = []
 for config in json.loads(sys.argv[1]):
     reader = from_json(Reader, config)
     items = [item for task in reader.tasks(1 << 20)[0] for item in reader.read(task)]
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
     reasons = ["" if isinstance(item, Document) else item.reason for item in items]
-    found.append([(grown << 10) / LIMIT, sorted(set(reasons))])
+    found.append([memory.peak() / LIMIT, sorted(set(reasons))])
     del items
 print(json.dumps(found))
 """
