@@ -19,6 +19,7 @@ from moebius.ops.formats.quantise import BACKENDS, choose
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
 from moebius.train.session import Progress
+from moebius.train.state import TrainState
 from moebius.train.step import train_step
 
 BESIDE, BY_TORCH = "bf16", ", rounded by torch"
@@ -34,7 +35,7 @@ def bench_precision(
     works: dict[str, Callable[[], object]] = {}
     found: dict[str, list[tuple[float, float]]] = {}
 
-    def step(name: str, state: Any, own: Run, backend: str) -> None:
+    def step(name: str, state: TrainState, own: Run, backend: str) -> None:
         with _rounding_by(backend):
             result = train_step(own, state, batch, torch.bfloat16, None, False)
         found[name].append((result.loss, result.grad_norm))
@@ -59,10 +60,10 @@ def bench_precision(
 
 @contextlib.contextmanager
 def _rounding_by(backend: str) -> Iterator[None]:
-    """Let tensors be rounded so, whatever would be chosen for them."""
-    own = dict(BACKENDS)
-    BACKENDS.update(dict.fromkeys(own, own[backend]))
+    """Let the tensors that the kernel would round be rounded so."""
+    kernel = BACKENDS["native"]
+    BACKENDS["native"] = BACKENDS[backend]
     try:
         yield
     finally:
-        BACKENDS.update(own)
+        BACKENDS["native"] = kernel

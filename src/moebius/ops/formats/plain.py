@@ -3,6 +3,8 @@
 x[..., R, C] is cut into blocks along `dim` (-1 or -2), which becomes two: blocks and elements.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,32 +35,18 @@ def round_plain(
     dtype: torch.dtype,
 ) -> Tensor:
     """Blocks of x / total rounded to the nearest element of the grid, times the scale if any."""
-    return _times(grid.nearest_of(_divided(x, dim, block, total)), scale, dtype)
+    return rounded(blocked(x, dim, block), grid.nearest_of, total, scale).to(dtype)
 
 
-def round_stochastic(
-    x: Tensor,
-    dim: int,
-    block: int,
-    grid: Grid,
-    total: Tensor,
-    scale: Tensor | None,
-    dtype: torch.dtype,
-    generator: torch.Generator | None = None,
+def rounded(
+    blocks: Tensor, element: Callable[[Tensor], Tensor], total: Tensor, scale: Tensor | None
 ) -> Tensor:
-    """The same, but rounded to either neighbour by chance."""
-    return _times(grid.stochastic(_divided(x, dim, block, total), generator), scale, dtype)
+    """The element of each of blocks / total, which may be overwritten, times the scale if any."""
+    # A scale that is 0 makes zeros of its block.
+    values = element(blocks / torch.where(total == 0, torch.inf, total))
+    return values if scale is None else values * scale
 
 
 def scale_plain(x_RC: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """x_RC times row [R or 1, 1] and column [1, C or 1], in at least fp32, in the dtype of x."""
     return (x_RC.to(row.dtype) * row * column).to(x_RC.dtype)
-
-
-def _divided(x: Tensor, dim: int, block: int, total: Tensor) -> Tensor:
-    # A scale that is 0 makes zeros of its block.
-    return blocked(x, dim, block) / torch.where(total == 0, torch.inf, total)
-
-
-def _times(values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return (values if scale is None else values * scale).to(dtype)

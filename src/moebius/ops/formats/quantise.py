@@ -16,7 +16,7 @@ from torch import Tensor
 from moebius.ops.formats.format import Format
 from moebius.ops.formats.grid import Grid
 from moebius.ops.formats.native import largest_native, round_native, scale_native
-from moebius.ops.formats.plain import largest_plain, round_plain, round_stochastic, scale_plain
+from moebius.ops.formats.plain import blocked, largest_plain, round_plain, rounded, scale_plain
 from moebius.ops.native import missing
 
 
@@ -117,8 +117,12 @@ def quantise(
     scale = torch.where(amax.isfinite(), scale, torch.nan).to(whole)
     outer = None if outer is None else outer.to(whole)
     total, by_row = scale if outer is None else scale * outer, format.BLOCK is None
-    nearest = partial(round_stochastic, generator=generator) if stochastic else rounding.nearest
-    held = nearest(x, dim, block, grid, total, None if by_row else scale, dtype)
+    inner = None if by_row else scale
+    if stochastic:
+        chance = partial(grid.stochastic, generator=generator)
+        held = rounded(blocked(x, dim, block), chance, total, inner).to(dtype)
+    else:
+        held = rounding.nearest(x, dim, block, grid, total, inner, dtype)
     return Quantised(held, scale, outer, dim, x.shape[dim], by_row)
 
 
