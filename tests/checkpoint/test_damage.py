@@ -84,6 +84,22 @@ def test_a_foreign_file_beside_does_no_harm(saved: Path) -> None:
     assert load(saved)[1]["step"] == 3
 
 
+def test_each_of_several_looks_at_a_share_and_hears_of_the_others(saved: Path) -> None:
+    state = (saved / "state.json").read_bytes()
+    (saved / "state.json").write_bytes(state.replace(b"3", b"4"))
+    said: list[list[str]] = [[], []]
+    for rank in range(2):
+        path = latest_intact(saved.parent, say=said[rank].append, share=(rank, 2))
+        assert (path == saved) == (not said[rank])
+    assert sorted(map(len, said)) == [0, 1]
+    (saved / "state.json").write_bytes(state)
+    others = iter(["another rank: damaged", ""])
+    path = latest_intact(
+        saved.parent, say=said[0].append, share=(0, 2), heard=lambda own: own or next(others)
+    )
+    assert path == saved.with_name("step-00000002") and "another rank" in said[0][-1]
+
+
 def test_all_damaged(saved: Path) -> None:
     for step in (1, 2, 3):
         (saved.with_name(f"step-0000000{step}") / FILES[step - 1]).unlink()

@@ -49,6 +49,12 @@ def test_any_name(tmp_path: Path) -> None:
     check_equal(load(save(tmp_path, 1, tensors, {}, keep=1))[0], tensors)
 
 
+def test_a_name_that_a_fragment_would_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tensor can be named"):
+        save(tmp_path, 1, {"w[0:,0:]": torch.ones(3)}, {}, keep=1)
+    assert not complete(tmp_path)
+
+
 def test_views_and_shared_memory(tmp_path: Path) -> None:
     base = torch.randn(6, 8, requires_grad=True)
     tensors = {

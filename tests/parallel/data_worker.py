@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moebius.checkpoint.tensors import Lazy
 from moebius.config import from_json, override
 from moebius.data.loader import Batch
 from moebius.model.block import BlockConfig
@@ -70,10 +69,25 @@ def batch_of(run: Run, step: int) -> Batch:
     return Batch(*fields, sequences, int(valid.sum()), ((),) * shape[0])
 
 
-def whole(tensors: dict[str, Tensor | Lazy]) -> dict[str, Tensor]:
-    return {
-        name: x.make() if isinstance(x, Lazy) else x.clone() for name, x in sorted(tensors.items())
+def whole(state: TrainState) -> dict[str, Tensor]:
+    """Every tensor of the state, of several ranks put together from what each has to save."""
+    own = {
+        name: [(x.tensor.detach(), x.shape, x.row, x.column) for x in some]
+        for name, some in state.fragments().items()
     }
+    gathered: list[Any] = [own] * state.weights.world.size
+    if state.weights.world.size > 1:
+        dist.all_gather_object(gathered, own)
+    found: dict[str, Tensor] = {}
+    times: dict[str, Tensor] = {}
+    for name, (x, shape, row, column) in (
+        (name, one) for rank in gathered for name, some in rank.items() for one in some
+    ):
+        place = tuple(slice(n, n + size) for n, size in zip((row, column), x.shape, strict=False))
+        found.setdefault(name, torch.empty(shape, dtype=x.dtype))[place] = x
+        times.setdefault(name, torch.zeros(shape, dtype=torch.int8))[place] += 1
+    assert all(bool((count == 1).all()) for count in times.values())
+    return dict(sorted(found.items()))
 
 
 def gradients(state: TrainState) -> dict[str, Tensor]:
@@ -94,7 +108,7 @@ def trained(run: Run, world: World, steps: int) -> tuple[list[StepResult], Found
     first = {f"grad.{name}": grad for name, grad in gradients(state).items()}
     for step in range(1, steps):
         results.append(train_step(run, state, batch_of(run, step), dtype, None, True))
-    return results, first | whole(state.whole_tensors())
+    return results, first | whole(state)
 
 
 def distance(one: Tensor, other: Tensor) -> float:

@@ -1,6 +1,10 @@
-"""How much memory each rank takes to begin a run, for `test_data.py`. Argument: where to write."""
+"""How much memory each rank takes to begin a run, and to go on with it, for `test_data.py`.
+
+Arguments: where to write, a folder.
+"""
 
 import dataclasses
+import gc
 import json
 import sys
 from pathlib import Path
@@ -8,7 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from moebius.bench.memory import Memory
+from moebius.bench.memory import Memory, trim
+from moebius.checkpoint import complete
+from moebius.checkpoint.stored import stored_tensors
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ffn.moe import MoE
 from moebius.model.lm import ModelConfig
@@ -26,13 +32,21 @@ def main() -> None:
     layer = PreNorm(GQA(heads=8, kv_heads=4, head_width=128), moe)
     model = ModelConfig(width=1024, layers=8 * (layer,))
     memory = Memory(torch.device("cpu"))
-    state = new_state(
-        dataclasses.replace(tiny.tiny(), model=model, vocab=8000), torch.device("cpu"), world
-    )
+    run = dataclasses.replace(tiny.tiny(), model=model, vocab=8000)
+    state = new_state(run, torch.device("cpu"), world)
+    begun, folder = memory.peak() or 0, Path(sys.argv[2])
     whole = sum(4 * torch.Size(shard.shape).numel() for shard in state.weights.shards.values())
     held = sum(4 * x.numel() for x in state.tensors().values() if x.is_floating_point())
+    state.save(folder, 1, {})
+    del state
+    gc.collect()
+    trim()
+    world.wait()
+    memory.reset()
+    state = new_state(run, torch.device("cpu"), world)
+    state.restore(*stored_tensors(complete(folder)[-1]))
     grown: list[list[int] | None] = [None] * world.size
-    dist.all_gather_object(grown, [memory.peak() or 0, held])
+    dist.all_gather_object(grown, [begun, memory.peak() or 0, held])
     if world.main:
         Path(sys.argv[1]).write_text(json.dumps({"whole": whole, "ranks": grown}))
     dist.destroy_process_group()

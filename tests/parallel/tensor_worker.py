@@ -115,8 +115,8 @@ def resumed(folder: Path, world: World) -> Found:
     tensors, counters = checkpoint.load(checkpoint.complete(folder)[-1])
     # The other way: what one process saved is taken over by ranks, and saved again.
     back = new_state(run, torch.device("cpu"), world)
-    back.restore({name: x.clone() for name, x in tensors.items()}, counters)
-    again = whole(back.whole_tensors())
+    back.restore(tensors, counters)
+    again = whole(back)
     same = [torch.equal(x, again[name]) for name, x in tensors.items()]
     alone = new_state(run, torch.device("cpu"))
     alone.restore(tensors, counters)

@@ -8,14 +8,13 @@ safetensors, `state.json` and `manifest.json`.
 from moebius.checkpoint.background import Background
 from moebius.checkpoint.load import complete, latest_intact, load, verify
 from moebius.checkpoint.manifest import CheckpointError
-from moebius.checkpoint.save import JSON, follow, save
+from moebius.checkpoint.save import JSON, save
 
 __all__ = [
     "JSON",
     "Background",
     "CheckpointError",
     "complete",
-    "follow",
     "latest_intact",
     "load",
     "save",

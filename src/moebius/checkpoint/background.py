@@ -4,66 +4,63 @@ The thread does what `save` does, so a checkpoint is complete or does not exist.
 time; what went wrong with it is said at the next chance.
 """
 
-import threading
 from collections.abc import Mapping
+from concurrent import futures
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 
 from moebius.checkpoint.save import JSON, save
-from moebius.checkpoint.tensors import Lazy, copied, plan_files
+from moebius.checkpoint.tensors import plan_files
 
 
 @final
 class Background:
-    """A thread that writes checkpoints, one after the other."""
+    """What writes a checkpoint, one after the other."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._writing: futures.Future[Any] | None = None
 
     def save(
         self,
         folder: Path,
         step: int,
-        tensors: Mapping[str, torch.Tensor | Lazy],
+        tensors: Mapping[str, torch.Tensor],
         state: Mapping[str, JSON],
         *,
         keep: int,
     ) -> None:
         """`checkpoint.save` of what the tensors are now, which takes their size of memory.
 
-        Lazy tensors are made here and now, in the order of `follow`. Waits for the checkpoint
-        before this one, and raises what `wait` does.
+        Waits for the checkpoint before this one, and raises what `wait` does.
         """
         self.wait()
-        names = [name for file in plan_files(tensors) for name in file.tensors]
-        copies = {name: copied(tensors[name]) for name in names}
+        plan_files(tensors)  # what cannot be saved is refused at once
+        copies = {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}
+        pool = futures.ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint of step {step}")
+        self._writing = pool.submit(save, folder, step, copies, state, keep=keep)
+        pool.shutdown(wait=False)
 
-        def write() -> None:
-            try:
-                save(folder, step, copies, state, keep=keep)
-            except Exception as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=write, name=f"checkpoint of step {step}")
-        self._thread.start()
+    def follow(self, writing: futures.Future[Any]) -> None:
+        """Take over a checkpoint that is being written elsewhere, once there is no other."""
+        self.wait()
+        self._writing = writing
 
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being written now."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._writing is not None and not self._writing.done()
 
-    def check(self) -> None:
-        """Raise what went wrong with a checkpoint that is through; never waits."""
-        if not self.busy:
-            self.wait()
+    @property
+    def failed(self) -> bool:
+        """Whether `wait` will raise; False while that is not known."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
 
     def wait(self) -> None:
         """Until the checkpoint is there; CheckpointError (as `save`) where it could not be."""
-        if self._thread is not None:
-            self._thread.join()
-        self._thread, error, self._error = None, self._error, None
-        if error is not None:
-            raise error
+        if self._writing is not None:
+            futures.wait([self._writing])  # interrupted, it is still to be waited for
+            writing, self._writing = self._writing, None
+            writing.result()

@@ -1,13 +1,11 @@
 """Loading: nothing is used before every byte of it is verified, and damage is said aloud."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from moebius.checkpoint.files import hash_file
 from moebius.checkpoint.manifest import (
@@ -15,59 +13,23 @@ from moebius.checkpoint.manifest import (
     STATE,
     CheckpointError,
     Entry,
-    Manifest,
     digest_tensors,
     parse,
     step_folders,
     step_of,
 )
+from moebius.checkpoint.stored import stored_tensors
 from moebius.checkpoint.tensors import describe_file
 
 
-def verify(path: Path) -> None:
-    """Check every file of a checkpoint; a CheckpointError names the one that is damaged."""
-    _verified(path)
+def verify(
+    path: Path, only: Collection[str] | None = None, share: tuple[int, int] = (0, 1)
+) -> None:
+    """Check every file of a checkpoint; a CheckpointError names the one that is damaged.
 
-
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the state of a checkpoint, once it is verified.
-
-    The tensors may be changed freely; the files do not change with them.
+    The bytes of `only` these are read, where others have been; of `(i, n)`, a share, those of every
+    n-th file from the i-th on, where others read the rest.
     """
-    manifest = _verified(path)
-    tensors: dict[str, torch.Tensor] = {}
-    for name in _tensor_files(manifest):
-        tensors |= load_file(path / name)
-    return tensors, json.loads((path / STATE).read_bytes())
-
-
-def complete(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; their bytes are not looked at."""
-    return [path for path in step_folders(folder).values() if (path / MANIFEST).is_file()]
-
-
-def latest_intact(folder: Path, *, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that passes verification; None if there is none at all.
-
-    Each damaged one is reported by a line to `say`; if all are, a CheckpointError lists them.
-    """
-    damaged: list[str] = []
-    for path in reversed(step_folders(folder).values()):
-        try:
-            verify(path)
-        except CheckpointError as error:
-            damaged.append(str(error))
-            say(f"damaged checkpoint passed over: {error}")
-        else:
-            return path
-    if damaged:
-        raise CheckpointError(
-            f"no intact checkpoint in {folder}: {'; '.join(damaged)}; restore one or start anew"
-        )
-    return None
-
-
-def _verified(path: Path) -> Manifest:
     try:
         manifest = parse((path / MANIFEST).read_bytes())
     except CheckpointError as error:
@@ -76,20 +38,74 @@ def _verified(path: Path) -> Manifest:
         raise CheckpointError(f"{path}: {MANIFEST} cannot be read ({error.strerror})") from error
     if step_of(path) not in (None, manifest.step):
         raise CheckpointError(f"{path}: {MANIFEST} is of step {manifest.step}")
-    for name, entry in manifest.files.items():
-        _verify_file(path, name, entry)
+    first, parts = share
+    for name in [name for name in manifest.files if only is None or name in only][first::parts]:
+        verify_file(path, name, manifest.files[name])
     described: list[tuple[str, str, list[int]]] = []
-    for name in _tensor_files(manifest):
+    for name in manifest.files:
+        if name == STATE:
+            continue
         try:
             described += describe_file(path / name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
     if digest_tensors(described) != manifest.tensors:
         raise CheckpointError(f"{path}: the tensors are not those that {MANIFEST} names")
-    return manifest
 
 
-def _verify_file(path: Path, name: str, entry: Entry) -> None:
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the state of a checkpoint, once it is verified.
+
+    The tensors may be changed freely; the files do not change with them.
+    """
+    verify(path)
+    stored, state = stored_tensors(path)
+    return {name: x.whole() for name, x in stored.items()}, state
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; their bytes are not looked at."""
+    return [path for path in step_folders(folder).values() if (path / MANIFEST).is_file()]
+
+
+def latest_intact(
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    share: tuple[int, int] = (0, 1),
+    heard: Callable[[str], str] = str,
+) -> Path | None:
+    """The newest checkpoint that passes verification; None if there is none at all.
+
+    Each damaged one is reported by a line to `say`; if all are, a CheckpointError lists them.
+    Processes that look together each take a share, as `verify` does, and `heard` gives what the
+    first of them found that found anything wrong.
+    """
+    damaged: list[str] = []
+    for path in reversed(step_folders(folder).values()):
+        wrong = heard(_wrong_with(path, share))
+        if not wrong:
+            return path
+        damaged.append(wrong)
+        say(f"damaged checkpoint passed over: {wrong}")
+    if damaged:
+        raise CheckpointError(
+            f"no intact checkpoint in {folder}: {'; '.join(damaged)}; restore one or start anew"
+        )
+    return None
+
+
+def _wrong_with(path: Path, share: tuple[int, int]) -> str:
+    """What `verify` says of a checkpoint; nothing where it is intact."""
+    try:
+        verify(path, share=share)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def verify_file(path: Path, name: str, entry: Entry) -> None:
+    """Check one file of a checkpoint against what is known of it; raises as `verify`."""
     file = path / name
     if not file.is_file():
         raise CheckpointError(f"{path}: {name} is missing")
@@ -101,7 +117,3 @@ def _verify_file(path: Path, name: str, entry: Entry) -> None:
         raise CheckpointError(f"{path}: {name} has {size:,} bytes instead of {entry.bytes:,}")
     if digest != entry.sha256:
         raise CheckpointError(f"{path}: {name} is damaged (its sha256 differs)")
-
-
-def _tensor_files(manifest: Manifest) -> list[str]:
-    return [name for name in manifest.files if name != STATE]

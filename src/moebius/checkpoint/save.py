@@ -4,18 +4,20 @@ Killed at any moment, the folder holds what it held before, or the new checkpoin
 disk leaves the earlier checkpoints as they are.
 """
 
+import contextlib
 import errno
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import torch
 
 from moebius.checkpoint.files import forget_cached, sync_folder, write_file
-from moebius.checkpoint.load import verify
+from moebius.checkpoint.load import verify, verify_file
 from moebius.checkpoint.manifest import (
     MANIFEST,
     STATE,
@@ -27,7 +29,7 @@ from moebius.checkpoint.manifest import (
     replaced_name,
     step_folders,
 )
-from moebius.checkpoint.tensors import Lazy, TensorFile, plan_files
+from moebius.checkpoint.tensors import Lazy, TensorFile, place_of, plan_files
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -53,46 +55,84 @@ def save(
     folder cannot be written, the earlier checkpoints being intact, and when `state` or a tensor
     cannot be stored exactly.
     """
-    if keep < 1 or step < 0:
-        raise ValueError(f"keep must be at least 1 and step at least 0, not {keep} and {step}")
-    state_bytes = (json.dumps(_plain(state, "state"), indent=1) + "\n").encode()
+    whole = Whole(folder, step, state, keep)
     files = plan_files(tensors)
-    needed = len(state_bytes) + sum(file.num_bytes() for file in files)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)
-        _clean(folder)
-        path = _write(folder, step, files, state_bytes)
-        _remove_old(folder, step, keep)
-    except OSError as error:
-        raise CheckpointError(_explain(folder, step, needed, error)) from error
-    return path
+    for name in tensors:
+        if place_of(name)[0] != name:
+            raise CheckpointError(f"no tensor can be named {name!r}: fragments of one are")
+    with whole.explained(sum(file.num_bytes() for file in files)):
+        whole.begin()
+        try:
+            return whole.commit([whole.write(file) for file in files])
+        finally:
+            whole.clear()
 
 
-def follow(tensors: Mapping[str, torch.Tensor | Lazy]) -> None:
-    """Take part in a `save` of another process: make each lazy tensor when it is due there."""
-    for file in plan_files(tensors):
-        for lazy in file.tensors.values():
-            lazy.make()
+@final
+@dataclass(frozen=True)
+class Written:
+    """A file of tensors that is on the disk, and its tensors' names, dtypes and shapes."""
+
+    name: str
+    entry: Entry
+    described: Sequence[tuple[str, str, list[int]]]
 
 
-def _write(folder: Path, step: int, files: list[TensorFile], state: bytes) -> Path:
-    aside = folder / f".writing-{folder_name(step)}"
-    try:
-        aside.mkdir()
-        entries = {STATE: Entry(*write_file(aside / STATE, [state]))}
-        for file in files:
-            entries[file.name] = Entry(*write_file(aside / file.name, file.chunks()))
-        described = [tensor for file in files for tensor in file.describe()]
-        manifest = Manifest(step, entries, digest_tensors(described))
-        write_file(aside / MANIFEST, [manifest.to_bytes()])
-        sync_folder(aside)
-        for name in entries:
-            forget_cached(aside / name)
-        verify(aside)
-        return _take_name(folder, step, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+@final
+class Whole:
+    """A checkpoint that is not there yet: begun aside, its files written, then committed.
+
+    One process begins and commits; any may write files in between.
+    """
+
+    def __init__(self, folder: Path, step: int, state: Mapping[str, JSON], keep: int) -> None:
+        if keep < 1 or step < 0:
+            raise ValueError(f"keep must be at least 1 and step at least 0, not {keep} and {step}")
+        self.folder, self.step, self.keep = folder, step, keep
+        self._aside = folder / f".writing-{folder_name(step)}"
+        self._state = (json.dumps(_plain(state, "state"), indent=1) + "\n").encode()
+
+    @contextlib.contextmanager
+    def explained(self, num_bytes: int) -> Iterator[None]:
+        """An OSError inside becomes a CheckpointError; `num_bytes` are those of tensors."""
+        try:
+            yield
+        except OSError as error:
+            needed = len(self._state) + num_bytes
+            raise CheckpointError(_explain(self.folder, self.step, needed, error)) from error
+
+    def begin(self) -> None:
+        """Make the folder aside, once what a killed process left is put right."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.folder.parent)
+        _clean(self.folder)
+        self._aside.mkdir()
+
+    def write(self, file: TensorFile) -> Written:
+        """Write a file, and read it again from the disk; CheckpointError if it is another then."""
+        path = self._aside / file.name
+        entry = Entry(*write_file(path, file.chunks()))
+        forget_cached(path)
+        verify_file(self._aside, file.name, entry)
+        return Written(file.name, entry, file.describe())
+
+    def commit(self, files: Iterable[Written]) -> Path:
+        """Give it its name, with these files of tensors; old ones go."""
+        entries = {STATE: Entry(*write_file(self._aside / STATE, [self._state]))}
+        files = list(files)
+        entries |= {file.name: file.entry for file in files}
+        described = [tensor for file in files for tensor in file.described]
+        manifest = Manifest(self.step, entries, digest_tensors(described))
+        write_file(self._aside / MANIFEST, [manifest.to_bytes()])
+        sync_folder(self._aside)
+        verify(self._aside, only=[STATE])
+        path = _take_name(self.folder, self.step, self._aside)
+        _remove_old(self.folder, self.step, self.keep)
+        return path
+
+    def clear(self) -> None:
+        """Remove what lies aside."""
+        shutil.rmtree(self._aside, ignore_errors=True)
 
 
 def _take_name(folder: Path, step: int, aside: Path) -> Path:

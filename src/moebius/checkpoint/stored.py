@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moebius.checkpoint.manifest import MANIFEST, STATE, CheckpointError, parse
-from moebius.checkpoint.tensors import DTYPE_OF
+from moebius.checkpoint.tensors import DTYPE_OF, place_of
 
 _MAX_HEADER = 100 << 20
 # From here on a tensor's memory comes from the kernel and goes back to it at once.
@@ -54,6 +54,11 @@ class Readable(ABC):
     @abstractmethod
     def whole(self) -> Tensor:
         """All of it."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Rows by a slice, as of a tensor."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.rows(start, stop)
 
 
 @final
@@ -160,11 +165,53 @@ def _stored(path: Path, base: int, name: str, entry: Any) -> Stored:
     return found
 
 
-def stored_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+@final
+@dataclass(frozen=True)
+class Assembled(Readable):
+    """A tensor that lies in fragments, each at its first row and column of the whole."""
+
+    size: tuple[int, ...]
+    fragments: tuple[tuple[int, int, Stored], ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fragments[0][2].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.size
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        out = blank((stop - start, *self.size[1:]), self.dtype)
+        for row, column, stored in self.fragments:
+            low, high = max(start, row), min(stop, row + stored.shape[0])
+            if low < high:
+                place, found = out[low - start : high - start], stored.rows(low - row, high - row)
+                if found.ndim > 1:
+                    place = place[:, column : column + found.shape[1]]
+                place.copy_(found)
+        return out
+
+    def whole(self) -> Tensor:
+        return self.rows(0, self.size[0])
+
+
+def stored_tensors(path: Path) -> tuple[dict[str, Readable], dict[str, Any]]:
     """The tensors, unread, and the state of a checkpoint that has been verified."""
     manifest = parse((path / MANIFEST).read_bytes())
-    tensors: dict[str, Stored] = {}
-    for name in manifest.files:
-        if name != STATE:
-            tensors |= stored_in(path / name)
+    tensors: dict[str, Readable] = {}
+    fragments: dict[str, list[tuple[int, int, Stored]]] = {}
+    for file in manifest.files:
+        for entry, stored in stored_in(path / file).items() if file != STATE else ():
+            name, row, column = place_of(entry)
+            if name == entry:
+                tensors[name] = stored
+            else:
+                fragments.setdefault(name, []).append((row, column, stored))
+    for name, found in fragments.items():
+        size = list(found[0][2].shape)
+        size[0] = max(row + x.shape[0] for row, _, x in found)
+        if len(size) > 1:
+            size[1] = max(column + x.shape[1] for _, column, x in found)
+        tensors[name] = Assembled(tuple(size), tuple(found))
     return tensors, json.loads((path / STATE).read_bytes())

@@ -7,6 +7,7 @@ A tensor may be lazy: it is made when its bytes are due, and let go of at once.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,9 @@ _DTYPES = {
 }
 DTYPE_OF = {name: dtype for dtype, name in _DTYPES.items()}
 
+# What a fragment is called: its tensor's name, and where its first row and column lie there.
+_FRAGMENT = re.compile(r"(?P<name>.*)\[(?P<row>\d+):,(?P<column>\d+):\]", re.DOTALL)
+
 
 @final
 @dataclass(frozen=True)
@@ -55,14 +59,15 @@ class Lazy:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def made(x: torch.Tensor | Lazy) -> torch.Tensor:
-    """The tensor, made where it was not there."""
-    return x.make() if isinstance(x, Lazy) else x
+def entry_name(name: str, row: int, column: int) -> str:
+    """What the fragment of a tensor is called that begins there: `name[512:,0:]`."""
+    return f"{name}[{row}:,{column}:]"
 
 
-def copied(x: torch.Tensor | Lazy) -> torch.Tensor:
-    """What it is now, in the host's memory; one that is made is nobody else's already."""
-    return x.make().detach().cpu() if isinstance(x, Lazy) else x.detach().to("cpu", copy=True)
+def place_of(entry: str) -> tuple[str, int, int]:
+    """The name of the tensor that an entry is of, and the entry's first row and column there."""
+    match = _FRAGMENT.fullmatch(entry)
+    return (match["name"], int(match["row"]), int(match["column"])) if match else (entry, 0, 0)
 
 
 @final
@@ -127,13 +132,15 @@ def grouped(tensors: Mapping[str, torch.Tensor | Lazy], limit: int) -> list[dict
     return groups
 
 
-def plan_files(tensors: Mapping[str, torch.Tensor | Lazy]) -> list[TensorFile]:
+def plan_files(
+    tensors: Mapping[str, torch.Tensor | Lazy], stem: str = "tensors"
+) -> list[TensorFile]:
     """The files of a checkpoint, of at most `MAX_FILE_BYTES` each."""
     groups = grouped(tensors, MAX_FILE_BYTES)
     if len(groups) == 1:
-        return [TensorFile("tensors.safetensors", groups[0])]
+        return [TensorFile(f"{stem}.safetensors", groups[0])]
     numbered = enumerate(groups, start=1)
-    return [TensorFile(f"tensors-{i:05d}.safetensors", group) for i, group in numbered]
+    return [TensorFile(f"{stem}-{i:05d}.safetensors", group) for i, group in numbered]
 
 
 def _checked(name: str, x: torch.Tensor | Lazy) -> Lazy:

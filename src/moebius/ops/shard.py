@@ -5,7 +5,9 @@ all, as those of another stage of a pipeline do. Whatever has an element for eac
 gradient, a moment) is cut the same way.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,32 @@ from torch import Tensor
 from moebius.ops.ranks import rank_in
 
 Range = tuple[int, int]
+
+
+class Rows(Protocol):
+    """What rows can be taken of by a slice: a tensor, or one that lies in a file."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A rectangle of a whole of this shape: where its first row and its first column lie there."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    row: int = 0
+    column: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,10 +66,12 @@ class Span:
             first, last = first - (stop - start), last - (stop - start)
         return Span(tuple(kept), self.columns)
 
-    def of(self, whole: Tensor) -> Tensor:
-        """The part, as a copy."""
-        whole = whole if self.columns is None else whole[:, slice(*self.columns)]
-        return torch.cat([whole[:0], *(whole[start:stop] for start, stop in self.rows)])
+    def of(self, whole: Rows) -> Tensor:
+        """The part, as a copy; no other rows are taken."""
+        rows = [whole[start:stop] for start, stop in ((0, 0), *self.rows)]
+        if self.columns is not None:
+            rows = [some[:, slice(*self.columns)] for some in rows]
+        return torch.cat(rows)
 
     def put(self, part: Tensor, whole: Tensor) -> None:
         """Write the part to its place in the whole."""
@@ -75,10 +105,22 @@ class Shard:
         """Whether parts of one matrix lie apart; a stack of them [E, R, C] is cut between them."""
         return len(self.shape) < 3
 
-    def part(self, whole: Tensor) -> Tensor:
+    def part(self, whole: Rows) -> Tensor:
         """This rank's part of the whole, as a copy."""
         span = self.spans[self.rank]
         return (span if self.here else Span((), span.columns)).of(whole)
+
+    def fragments(self, part: Tensor) -> Iterator[Fragment]:
+        """This rank's part in rectangles; those of all ranks of the line are the whole, once."""
+        span = self.spans[self.rank]
+        shape, first = self.shape_of(part), (span.columns or (0, 0))[0]
+        # Ranks with other columns hold the same of what has all columns.
+        if not self.here or (shape != self.shape and first):
+            return
+        column = first if shape == self.shape else 0
+        sizes = [stop - start for start, stop in span.rows]
+        for (start, _), rows in zip(span.rows, part.split(sizes), strict=True):
+            yield Fragment(rows, shape, start, column)
 
     def shape_of(self, part: Tensor) -> tuple[int, ...]:
         """The shape of the whole of which this rank's part is given, or which has all columns."""

@@ -5,13 +5,13 @@ together: each such matrix has an owner, the only rank that keeps its state and 
 (as Moonlight's distributed Muon, arXiv 2502.16982, 2.3); all others move by what lies on the rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moebius.ops.shard import Shard
+from moebius.ops.shard import Fragment, Rows, Shard
 from moebius.optim.rules import Rule, Slot, State
 
 
@@ -81,29 +81,29 @@ class Members:
             dist.broadcast(params[i], group=shard.group, group_src=self._owner[i])
             self.params[i].copy_(shard.part(params[i]))
 
-    def whole_state(self, name: str) -> Tensor | None:
-        """A state `{weight}.{state}` of the whole weight; None where it is of another role."""
+    def fragments(self, name: str) -> Iterator[Fragment] | None:
+        """What this rank keeps of a state `{weight}.{state}`; None where it is of another role."""
         found = self._find(name)
         if found is None:
             return None
         i, state = found
         shard = self.slots[i].shard
-        if i in self._apart:
-            whole = torch.empty_like(state, device=self.params[i].device)
-            if self._owns(i):
-                whole.copy_(state)
-            if self._apart[i].here:
-                dist.broadcast(whole, group=self._apart[i].group, group_src=self._owner[i])
-            return self._apart[i].told(whole)
-        return state if shard is None else shard.whole(state)
+        if shard is None or i in self._apart:
+            return iter([Fragment(state, tuple(state.shape))] if self._owns(i) else [])
+        return shard.fragments(state)
 
-    def state_part(self, name: str, whole: Tensor) -> Tensor | None:
-        """What this rank keeps of a whole state; None where it is of another role."""
+    def state_part(self, name: str, whole: Rows) -> Rows | None:
+        """What this rank keeps of a whole state, without bytes where that is nothing; None where
+        the state is of another role.
+        """
         found = self._find(name)
         if found is None:
             return None
-        shard = self.slots[found[0]].shard
-        return whole if shard is None or found[0] in self._apart else shard.part(whole)
+        i, _ = found
+        shard = self.slots[i].shard
+        if not self._owns(i):
+            return torch.empty(whole.shape, dtype=whole.dtype, device="meta")
+        return whole if shard is None or i in self._apart else shard.part(whole)
 
     def _find(self, name: str) -> tuple[int, Tensor] | None:
         weight, _, key = name.rpartition(".")

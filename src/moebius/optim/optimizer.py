@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moebius.config import nearest
 from moebius.ops.ranks import Group, summed
+from moebius.ops.shard import Fragment, Rows
 from moebius.optim.members import Members
 from moebius.optim.rules import Rule, Slot
 from moebius.optim.schedules import Schedule
@@ -152,15 +153,15 @@ class Optimizer:
             for key, tensor in state.items()
         }
 
-    def whole_state(self, name: str) -> Tensor:
-        """A state of all of its weight, on every rank, which all must ask for."""
+    def fragments(self, name: str) -> Iterator[Fragment]:
+        """What this rank keeps of a state; of ranks that share weights, each element once."""
         for group in self.groups.values():
-            if (found := group.whole_state(name)) is not None:
+            if (found := group.fragments(name)) is not None:
                 return found
         raise ValueError(f"there is no optimizer state {name}")
 
-    def state_part(self, name: str, whole: Tensor) -> Tensor:
-        """What this rank keeps of a whole state."""
+    def state_part(self, name: str, whole: Rows) -> Rows:
+        """What this rank keeps of a whole state: it itself, or a copy of some rows."""
         for group in self.groups.values():
             if (found := group.state_part(name, whole)) is not None:
                 return found

@@ -8,7 +8,7 @@ a sequence, share of a token's computation, so that those which tell each other 
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from moebius.parallel.meet import meet
 
 # A rank that is waited for longer than this is taken for lost.
 PATIENCE = timedelta(minutes=10)
+# How long ranks that save wait for the slowest disk.
+TO_SAVE, SAVERS = timedelta(hours=2), "savers"
 
 
 @final
@@ -41,11 +43,18 @@ class World:
     sliced: DeviceMesh | None = None
     # The ranks of a pipeline that hold other layers, and otherwise the same parts.
     line: Group = None
+    # Everyone once more, for threads that save: through the host, and not in turn with the others.
+    savers: Group = None
 
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes and shows."""
         return self.rank == 0
+
+    @property
+    def first_replica(self) -> bool:
+        """Whether no other rank that holds the same comes before this one."""
+        return self.dense is None or self.dense.get_local_rank("replica") == 0
 
     @property
     def reader(self) -> tuple[int, int]:
@@ -62,6 +71,13 @@ class World:
         if self.everyone is None:
             return flag
         return bool(summed(torch.tensor(int(flag), device=self._device()), self.everyone))
+
+    def heard(self, text: str) -> str:
+        """On every rank what the first one says that says anything; nothing if none does."""
+        said: list[Any] = [text] * self.size
+        if self.everyone is not None:
+            dist.all_gather_object(said, text, group=self.everyone)
+        return next((one for one in said if one), "")
 
     def told(self, text: str) -> str:
         """What the main process says, on every rank."""
@@ -159,8 +175,10 @@ def laid_out(degrees: Degrees, device: str, exchange: Exchange = "all_to_all") -
         line = mesh(grid.view(stages, -1).T, "seat", "stage").get_group("stage")
         by_replica = grid.flatten(2).transpose(0, 1).flatten(1)
         weights = mesh(by_replica, "replica", "element").get_group("element")
+    savers = dist.new_group(backend="gloo", timeout=TO_SAVE, group_desc=SAVERS)
+    assert isinstance(savers, dist.ProcessGroup)
     ranks = Ranks(data, context, tensor, weights, experts, exchange)
-    return World(*place, degrees, ranks, everyone, dense, sparse, sliced, line)
+    return World(*place, degrees, ranks, everyone, dense, sparse, sliced, line, savers)
 
 
 def leave() -> None:

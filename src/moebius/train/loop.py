@@ -64,7 +64,10 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
             events.write({"step": state.step, "kind": "resumed", "message": message})
         watch.at(state.step)
 
-        while state.step < run.last_step and not session.world.any(stop_requested()):
+        # Ranks stop together: what went wrong with a checkpoint is known to each at its own time.
+        while state.step < run.last_step and not session.world.any(
+            stop_requested() or session.saver.failed
+        ):
             if state.step == session.section.end_step:
                 if state.step != saved_at:
                     session.save()
@@ -84,7 +87,6 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
             synchronise(session.device)
             state.seconds += time.perf_counter() - started
             watch.at(state.step)
-            session.saver.check()
 
             if not result.applied:
                 events.write(_bad_step(result, state.step, batch.keys()))

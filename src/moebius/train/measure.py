@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moebius.checkpoint.tensors import made
 from moebius.model.count import Counts
 from moebius.model.ffn.moe import MoELayer, routers_of
 from moebius.model.lm import LM
@@ -93,7 +92,7 @@ def _similarity(state: TrainState, name: str, router: nn.Module) -> float | None
     for key, weight in router.named_parameters():
         if weight.ndim == 2:
             w_ED = state.weights.whole(f"{name}.{key}", weight)
-            return router_similarity(made(w_ED))
+            return router_similarity(w_ED)
     return None
 
 

@@ -14,6 +14,7 @@ import torch
 
 from moebius import checkpoint
 from moebius.checkpoint.manifest import STATE
+from moebius.checkpoint.stored import stored_tensors
 from moebius.config import (
     fingerprint,
     from_json,
@@ -89,9 +90,15 @@ def _check(folder: RunFolder, record: dict[str, Any], old: Run, new: Run) -> Non
     check_change(old, new, record, counters)
 
 
-def _newest(folder: RunFolder, record: dict[str, Any], say: Say) -> Path | None:
-    """The newest intact checkpoint; imported weights, unlike drawn ones, cannot be without."""
-    path = checkpoint.latest_intact(folder.checkpoints, say=say)
+def _newest(
+    folder: RunFolder, record: dict[str, Any], say: Say, world: World = ALONE
+) -> Path | None:
+    """The newest intact checkpoint; imported weights, unlike drawn ones, cannot be without.
+
+    Ranks of a world look together, each at its share of the files.
+    """
+    share = (world.rank, world.size)
+    path = checkpoint.latest_intact(folder.checkpoints, say=say, share=share, heard=world.heard)
     if path is None and "imported" in record:
         raise ValueError(f"the imported weights of {folder.path} are gone; import them again")
     return path
@@ -121,8 +128,8 @@ def resume(
         say(text)
 
     _, record = read_run(folder)
-    path = _newest(folder, record, note)
-    tensors, counters = ({}, NOTHING) if path is None else checkpoint.load(path)
+    path = _newest(folder, record, note, world)
+    tensors, counters = ({}, NOTHING) if path is None else stored_tensors(path)
     check_change(old, run, record, counters)
     if unborn(record, counters):
         if world.main:

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import moebius
 from moebius.checkpoint import Background
+from moebius.checkpoint.stored import Readable
 from moebius.config import fingerprint, resolve
 from moebius.data.loader import Loader
 from moebius.data.prepare import prepare
@@ -175,7 +176,7 @@ def open_stages(run: Run, progress: Progress | None) -> tuple[Prepared, tuple[Lo
 class Imported:
     """Weights that a run begins with, and what its run.json says already."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor | Readable]
     record: dict[str, Any]
 
 

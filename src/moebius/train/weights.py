@@ -5,18 +5,18 @@ optimizer and a metric ask for a weight and need not know who has it.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from moebius.checkpoint.tensors import Lazy
+from moebius.checkpoint.stored import Readable
 from moebius.model.lm import LM
 from moebius.model.stage import PipeStage, borrowed_by, stage_of, stages_of
 from moebius.model.weight import PRODUCT_ROLES, Filling, named_weights
 from moebius.ops.ranks import Cut
-from moebius.ops.shard import Shard
+from moebius.ops.shard import Fragment, Rows, Shard
 from moebius.optim.optimizer import Optimizer
 from moebius.optim.rules import Slot
 from moebius.optim.transfer import transferred
@@ -40,22 +40,27 @@ class Weights:
     # Where the layers are divided among ranks.
     pipeline: Pipeline | None = None
 
-    def whole(self, name: str, tensor: Tensor) -> Tensor | Lazy:
-        """A tensor of the model, whole when it is asked for."""
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the model, whole on every rank; collective."""
         shard = self.shards.get(name)
-        if shard is None:
-            return tensor
-        return Lazy(tensor.dtype, shard.shape, lambda: shard.whole(local(tensor)))
+        return tensor if shard is None else shard.whole(local(tensor))
+
+    def fragments(self, name: str, tensor: Tensor) -> Iterator[Fragment]:
+        """What this rank has to save of a tensor of the model."""
+        shard = self.shards.get(name)
+        if shard is not None:
+            return shard.fragments(local(tensor)) if self.world.first_replica else iter(())
+        return iter([Fragment(tensor, tuple(tensor.shape))] if self.world.main else ())
 
     def shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
         """The shape of the whole of a tensor of the model."""
         shard = self.shards.get(name)
         return tuple(tensor.shape) if shard is None else shard.shape
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of it."""
+    def part(self, name: str, whole: Tensor | Readable) -> Tensor:
+        """This rank's part of it; of one in a file no more is read."""
         shard = self.shards.get(name)
-        return whole if shard is None else shard.part(whole)
+        return read(whole) if shard is None else shard.part(whole)
 
     def scale_rows(self, weight: Tensor | None, factor_HX: Tensor) -> None:
         """As `model.mixers.logits.scale_rows`, of which each rank scales its part."""
@@ -66,6 +71,14 @@ class Weights:
         factor_R = factor_HX.expand(heads, rows // heads).flatten()
         part = self.part(name, factor_R).to(weight.dtype)
         local(weight).mul_(part.view(-1, *(1 for _ in weight.shape[1:])))
+
+
+def read(x: Rows) -> Tensor:
+    """All of a tensor that is there already or lies in a file."""
+    if isinstance(x, Tensor):
+        return x
+    assert isinstance(x, Readable)
+    return x.whole()
 
 
 def filled(run: Run, model: LM, device: torch.device, world: World = ALONE) -> Weights:

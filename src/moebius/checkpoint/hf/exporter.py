@@ -28,7 +28,7 @@ from moebius.checkpoint.hf.matching import check_layout, family_named, read_conf
 from moebius.checkpoint.hf.place import check_new, written_aside
 from moebius.checkpoint.hf.refusals import Unfit
 from moebius.checkpoint.hf.special_tokens import TOKENIZER, token_id, with_document_first
-from moebius.checkpoint.stored import Stored, stored_tensors
+from moebius.checkpoint.stored import Readable, stored_tensors
 from moebius.checkpoint.tensors import Lazy, TensorFile, grouped
 from moebius.config import kept_file, map_user_files, nearest, spec_of
 from moebius.model.longer import effective_length, effective_model
@@ -47,7 +47,7 @@ class _Source:
 
     folder: Path
     model: Imported
-    tensors: dict[str, Stored]
+    tensors: Mapping[str, Readable]
     original: dict[str, Any]
     # The family it was imported as, and whether its weights are still those that came.
     family: str | None
@@ -148,7 +148,7 @@ def _family(source: _Source, target: Target, only: str | None) -> tuple[Family, 
 
 
 def _dtypes(
-    layout: Layout, tensors: Mapping[str, Stored], wanted: torch.dtype | None
+    layout: Layout, tensors: Mapping[str, Readable], wanted: torch.dtype | None
 ) -> dict[str, torch.dtype]:
     dtypes: dict[str, torch.dtype] = {}
     for name, pieces in theirs_of(layout).items():
