@@ -16,6 +16,7 @@ import torch.distributed as dist
 from moebius import checkpoint
 from moebius.config import from_json
 from moebius.model.block.prenorm import PreNorm
+from moebius.model.context import Context
 from moebius.model.ends.hidden_z import HiddenZ
 from moebius.model.ends.mtp import MTP
 from moebius.model.ffn import RouteStats
@@ -23,7 +24,7 @@ from moebius.model.ffn.balance.group import GroupLoss
 from moebius.model.ffn.balance.router_z import RouterZ
 from moebius.model.ffn.balance.sign import Sign
 from moebius.model.ffn.dense import Dense
-from moebius.model.ffn.moe import MoE
+from moebius.model.ffn.moe import MoE, routers_of
 from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers import MixerConfig
@@ -33,8 +34,10 @@ from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.nsa import NSA
 from moebius.model.mixers.swa import SWA
+from moebius.model.weight import initialise
 from moebius.ops.loss import head_cross_entropy_naive
 from moebius.ops.loss.spread import head_cross_entropy_spread
+from moebius.ops.ranks import all_rows, own_rows
 from moebius.parallel.config import Parallel
 from moebius.parallel.world import ALONE, World, laid_out
 from moebius.train.layout import check_plans
@@ -150,6 +153,39 @@ def loss_op(world: World) -> Found:
     }
 
 
+def rows_op(world: World) -> Found:
+    """Portions of 5 rows, doubled and put together; the gradients of ranks are shares of one."""
+    group, parts = world.ranks.tensor, world.degrees.tp
+    assert group is not None
+    x_ND = torch.arange(15, dtype=torch.float64).view(5, 3).requires_grad_()
+    own_ND = own_rows(x_ND, group)
+    y_ND = all_rows(2 * own_ND, 5, group)
+    # Rank r weighs every row by its number and by r + 1.
+    (y_ND.sum(1) * torch.arange(5) * (group.rank() + 1)).sum().backward()
+    assert x_ND.grad is not None
+    dist.all_reduce(x_ND.grad, group=group)
+    total = sum(range(1, parts + 1))
+    model = mixed().model.build(300)
+    moe = routers_of(model.blocks()[1])[0]
+    initialise(model, 0)
+    moe.spread(dataclasses.replace(world.ranks, experts=None))
+    batch = batch_of(mixed(), 0)
+    ctx = Context.packed(
+        batch.position_BT, batch.document_BT, batch.valid_BT, batch.sequence_B, 1, 0
+    )
+    sent = moe.begin(torch.randn(*batch.tokens_BT.shape, 32), ctx).sent
+    assert sent is not None
+    computed = torch.tensor(len(sent.arrived().x_MD))
+    dist.all_reduce(computed, group=group)
+    return {
+        "own": len(own_ND),
+        "values": torch.equal(y_ND, 2 * x_ND),
+        "gradients": x_ND.grad.tolist() == [[2.0 * total * n] * 3 for n in range(5)],
+        "computed": int(computed),
+        "tokens": batch.tokens_BT.numel(),
+    }
+
+
 def loads(world: World) -> list[list[int]]:
     """What each rank takes for the loads of all, where those of a tensor group disagree."""
     one = torch.tensor(1 + dist.get_rank())
@@ -188,7 +224,7 @@ def main() -> None:
     found: Found = {"layouts": layouts(cases)}
     world = laid_out(Parallel(tp=2).on(dist.get_world_size()), "cpu")
     found |= {"loss": loss_op(world), "refused": refusals(world)}
-    found |= {"resumed": resumed(folder, world), "loads": loads(world)}
+    found |= {"resumed": resumed(folder, world), "loads": loads(world), "rows": rows_op(world)}
     if dist.get_rank() == 0:
         out.write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -51,6 +51,12 @@ def test_weights_of_all_ranks_count_once_in_the_global_norm(found: Any) -> None:
         assert case["norm"] < BOUND, case
 
 
+def test_ranks_of_a_tensor_group_share_the_tokens_of_experts(found: Any) -> None:
+    rows = found["rows"]
+    assert rows["own"] == 3 and rows["values"] and rows["gradients"], rows
+    assert rows["computed"] == rows["tokens"] > 0
+
+
 def test_loads_are_one_where_ranks_of_a_tensor_group_disagree(found: Any) -> None:
     """Router biases follow them on each rank: replicas that drift (a rounding apart) would stay."""
     ranks = len(found["loads"])

@@ -123,6 +123,48 @@ class _Copied(torch.autograd.Function):
         return summed(grad_outputs[0].contiguous(), ctx.group), None
 
 
+class _Together(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MD: Tensor, num: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, ctx.num = group, num
+        most = _portion(num, group)
+        own = F.pad(x_MD, (0, 0, 0, most - len(x_MD))).contiguous()
+        rows = own.new_empty(most * group.size(), own.shape[1])
+        dist.all_gather_into_tensor(rows, own, group=group)
+        return rows[:num]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        grad, group = grad_outputs[0], ctx.group
+        most, first = _portion(ctx.num, group), group.rank() * _portion(ctx.num, group)
+        # Added up in fp32 at least.
+        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        wide = F.pad(wide, (0, 0, 0, most * group.size() - ctx.num)).contiguous()
+        own = wide.new_empty(most, wide.shape[1])
+        dist.reduce_scatter_tensor(own, wide, group=group)
+        return own[: max(0, min(most, ctx.num - first))].to(grad.dtype), None, None
+
+
+def _portion(num: int, group: dist.ProcessGroup) -> int:
+    """How many of so many rows each rank has, the last ones fewer or none."""
+    return -(-num // group.size())
+
+
+def own_rows(x: Tensor, group: Group) -> Tensor:
+    """This rank's portion of rows that all ranks have."""
+    if group is None:
+        return x
+    most = _portion(len(x), group)
+    return x[group.rank() * most : (group.rank() + 1) * most]
+
+
+def all_rows(x_MD: Tensor, num: int, group: Group) -> Tensor:
+    """All `num` rows, on each rank, of which each has its portion; in the backward the shares are
+    added up.
+    """
+    return x_MD if group is None else _Together.apply(x_MD, num, group)  # pyright: ignore
+
+
 def added(x: Tensor, group: Group) -> Tensor:
     """The sum of x over the ranks, on each of them; in the backward the shares are added up."""
     return x if group is None else _Added.apply(x, group)  # pyright: ignore

@@ -27,7 +27,7 @@ from moebius.ops.dispatch import combine, dispatch
 from moebius.ops.experts import experts
 from moebius.ops.inject import inject
 from moebius.ops.linear import at_least_fp32, linear
-from moebius.ops.ranks import Cut, Ranks, Spread, added, size_of
+from moebius.ops.ranks import Cut, Ranks, Spread, added, all_rows, own_rows, size_of
 from moebius.ops.swiglu import clamped_swiglu, swiglu
 
 
@@ -152,9 +152,11 @@ class MoELayer(FeedForward, Spread):
             for rule in self.balance_rules():
                 loss = rule.loss(route, ctx)
                 weight_NS = weight_NS if loss is None else inject(weight_NS, loss)
-        x_ND = h_BTD.flatten(0, 1)
+        # Ranks that have the same tokens each see to the experts of some of them.
+        x_ND, same = h_BTD.flatten(0, 1), self.ranks.tensor
+        own = (own_rows(x_ND, same), own_rows(index_NS, same), own_rows(weight_NS, same))
         ways = (self.ranks.experts, self.ranks.exchange)
-        sent = dispatch(x_ND, index_NS, weight_NS, self.layout.num_ffn, *ways)
+        sent = dispatch(*own, self.layout.num_ffn, *ways)
         return Pending(h_BTD, ctx, index_NS, weight_NS, stats, sent)
 
     def compute(self, pending: Pending) -> Pending:
@@ -173,7 +175,7 @@ class MoELayer(FeedForward, Spread):
         index_NS, weight_NS, sent = pending.index_NS, pending.weight_NS, pending.sent
         assert index_NS is not None and weight_NS is not None
         assert sent is not None and sent.computed, "compute comes before finish"
-        y_ND = combine(sent)
+        y_ND = all_rows(combine(sent), len(x_ND), self.ranks.tensor)
         if self.layout.num_zero:
             is_zero_NS = (index_NS >= self.layout.num_ffn) & (index_NS < self.layout.num_outputs)
             zero_N1 = (weight_NS * is_zero_NS).sum(-1, keepdim=True)
