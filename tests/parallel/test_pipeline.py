@@ -4,14 +4,19 @@
 the first; `column` is the same without either, for the schedule that divides a backward.
 """
 
+import dataclasses
+import itertools
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moebius.model.stage import stage_of, stages_of
+from moebius.model.stage import divided, stage_of, stages_of
 from moebius.parallel.config import Pipe
+from moebius.recipes import recipe as published
 
 from ..running import RECIPES, UNJUDGED, Place
 from .ranks import launch
@@ -108,26 +113,39 @@ def units(*sizes: int) -> list[range]:
     return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "count", "layers"),
-    [
-        ((1, 1, 1, 1), 2, [2, 2]),
-        ((1, 1, 1, 1, 1), 4, [1, 1, 2, 1]),
-        ((2, 2, 2), 2, [4, 2]),
-        ((4, 1, 1), 3, [4, 1, 1]),
-        ((1, 1, 4), 2, [2, 4]),
-    ],
-)
-def test_units_are_shared_whole_and_in_order(
-    sizes: tuple[int, ...], count: int, layers: list[int]
-) -> None:
-    stages = stages_of(units(*sizes), count)
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_way_to_share_units_has_a_cheaper_dearest_stage(seed: int) -> None:
+    """Against all of them; whole units, in order."""
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 4) for _ in range(draw.randint(1, 9))]
+    costs = [draw.choice((1.0, 2.0, 7.0)) * size for size in sizes]
+    count = draw.randint(1, len(sizes))
+    stages = stages_of(units(*sizes), costs, count)
     assert [unit for stage in stages for unit in stage] == units(*sizes)
-    assert [sum(map(len, stage)) for stage in stages] == layers
+    assert len(stages) == count and all(stages)
+
+    def dearest(cuts: Sequence[int]) -> float:
+        return max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(sizes))))
+
+    taken = list(itertools.accumulate(map(len, stages)))[:-1]
+    every = itertools.combinations(range(1, len(sizes)), count - 1)
+    assert dearest(taken) == pytest.approx(min(map(dearest, every)))
+
+
+def test_the_stage_with_the_head_has_fewer_layers() -> None:
+    """Llama 3 405B's costs as much as two thirds of a layer; on narrow layers it costs many."""
+    run = published("llama3-nano")
+    model = dataclasses.replace(run.model, layers=8 * run.model.layers[:1])
+    lengths = [
+        [sum(map(len, stage)) for stage in divided(model.build(vocab), 2, run.sequence_length)]
+        for vocab in (32, 32_768)
+    ]
+    assert lengths[0] == [4, 4]
+    assert lengths[1] == [7, 1]
 
 
 def test_what_a_stage_holds() -> None:
-    stages = stages_of(units(1, 2, 1), 3)
+    stages = stages_of(units(1, 2, 1), [1.0, 2.0, 1.0], 3)
     names = ["embed.w_VD", "layers.0.ffn.w", "layers.2.a", "layers.3.b", "head.w_VD", "ends.0.x"]
     assert [stage_of(name, stages) for name in names] == [0, 0, 1, 2, 2, 2]
 

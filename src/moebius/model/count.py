@@ -87,6 +87,18 @@ def count_groups(model: LM, context: int) -> dict[str, Counts]:
     }
 
 
+def flops_of_layers(model: LM, context: int) -> list[float]:
+    """Forward FLOPs per token of each layer, its mixers' beyond weights included."""
+    blocks, of = model.blocks(), uses(model)
+    return [
+        _counts(
+            [use for use in of if use.name.startswith(f"layers.{i}.")],
+            sum(part.flops(context) for part in block.modules() if isinstance(part, Mixer)),
+        ).flops_forward
+        for i, block in enumerate(blocks)
+    ]
+
+
 def count_config(config: ModelConfig, vocab: int, context: int) -> Counts:
     """Count a model without building it in memory."""
     with torch.device("meta"):

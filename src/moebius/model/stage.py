@@ -7,6 +7,7 @@ width.
 
 import copy
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from moebius.model.context import Context
+from moebius.model.count import count as counted
+from moebius.model.count import flops_of_layers
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.moe import routers_of
 from moebius.model.lm import LM, closed
@@ -117,8 +120,22 @@ def _with(module: Module, weight: Weight) -> Module:
     return twin
 
 
-def stages_of(units: Sequence[range], count: int) -> tuple[tuple[range, ...], ...]:
-    """Units shared by `count` stages in a row, about as many layers each.
+def divided(model: LM, count: int, context: int) -> tuple[tuple[range, ...], ...]:
+    """The units of a model in `count` stages, by the FLOPs of a token at a context length.
+
+    The last stage has the ends and the head as well. ValueError as `stages_of`.
+    """
+    units, costs = model.units(), flops_of_layers(model, context)
+    own = [sum(costs[i] for i in unit) for unit in units]
+    own[-1] += counted(model, context).flops_forward - sum(costs)
+    return stages_of(units, own, count)
+
+
+def stages_of(
+    units: Sequence[range], costs: Sequence[float], count: int
+) -> tuple[tuple[range, ...], ...]:
+    """Units shared by `count` stages in a row, the dearest of which is as cheap as it can be, and
+    the others then about equal.
 
     ValueError where there are fewer units than stages.
     """
@@ -127,15 +144,20 @@ def stages_of(units: Sequence[range], count: int) -> tuple[tuple[range, ...], ..
             f"a pipeline of {count} stages needs as many units of layers, but this model has "
             f"{len(units)}; choose fewer stages (parallel.pp, parallel.stages_per_rank)"
         )
-    stages: list[tuple[range, ...]] = []
-    left = list(units)
-    for after in range(count - 1, -1, -1):
-        share = sum(map(len, left)) / (after + 1)
-        taken = [left.pop(0)]
-        while len(left) > after and after and sum(map(len, taken)) + len(left[0]) / 2 <= share:
-            taken.append(left.pop(0))
-        stages.append(tuple(taken if after else [*taken, *left]))
-    return tuple(stages)
+    # Of the first n units: the dearest stage and the sum of squares, and where the last one begins.
+    best, until = {(0, 0): (0.0, 0.0, 0)}, [0.0, *itertools.accumulate(costs)]
+    for stage in range(1, count + 1):
+        for n in range(stage, len(units) - count + stage + 1):
+            found: list[tuple[float, float, int]] = []
+            for start in range(stage - 1, n):
+                if (before := best.get((stage - 1, start))) is not None:
+                    cost = until[n] - until[start]
+                    found.append((max(before[0], cost), before[1] + cost**2, start))
+            best[stage, n] = min(found)
+    ends = [len(units)]
+    for stage in range(count, 0, -1):
+        ends.append(best[stage, ends[-1]][2])
+    return tuple(tuple(units[a:b]) for b, a in reversed(list(itertools.pairwise(ends))))
 
 
 def stage_of(name: str, stages: Sequence[Sequence[range]]) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from moebius.model.lm import LM
 from moebius.model.mixers import Mixer
-from moebius.model.stage import borrowed_by, stages_of
+from moebius.model.stage import borrowed_by, divided
 from moebius.ops.ranks import Spread
 from moebius.parallel.config import Degrees, Pipe
 from moebius.parallel.plan import cuts_of
@@ -77,7 +77,7 @@ def check_micro_batches(run: Run, ranks: int, readers: int) -> None:
 
 def check_stages(run: Run, model: LM, pipe: Pipe) -> None:
     """ValueError where a model cannot be divided into the stages of a pipeline."""
-    stages_of(model.units(), pipe.num_stages)
+    divided(model, pipe.num_stages, run.sequence_length)
     twice = borrowed_by(model)
     if pipe.schedule == "zbv" and (run.recompute or twice):
         what = "recompute" if run.recompute else f"{twice[0]}, which the last stage uses as well"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moebius.checkpoint.stored import Readable
 from moebius.model.lm import LM
-from moebius.model.stage import PipeStage, borrowed_by, stage_of, stages_of
+from moebius.model.stage import PipeStage, borrowed_by, divided, stage_of
 from moebius.model.weight import PRODUCT_ROLES, Filling, named_weights
 from moebius.ops.ranks import Cut
 from moebius.ops.shard import Fragment, Rows, Shard
@@ -100,7 +100,7 @@ def weights_of(model: LM) -> Weights:
 
 def _spread(run: Run, model: LM, device: torch.device, world: World) -> Weights:
     named, pipe = list(named_weights(model)), world.degrees.pipe
-    division = stages_of(model.units(), pipe.num_stages)
+    division = divided(model, pipe.num_stages, run.sequence_length)
     names, shards = shares_of(model, world, lambda name: pipe.rank_of(stage_of(name, division)))
 
     def kept(name: str, whole: Tensor) -> Tensor:
