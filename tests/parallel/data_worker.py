@@ -20,6 +20,9 @@ from moebius.model.block import BlockConfig
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.mixers.cla import CLA
 from moebius.model.mixers.gqa import GQA
+from moebius.optim.roles import default_roles
+from moebius.optim.rules.adamw import AdamW
+from moebius.optim.rules.soap import SOAP
 from moebius.parallel.config import Parallel
 from moebius.parallel.plan import local
 from moebius.parallel.world import ALONE, World, laid_out
@@ -49,7 +52,14 @@ def wider() -> Run:
     return dataclasses.replace(run, model=model)
 
 
-OWN = {**TINY, "hunyuan-nano, wider": wider}
+def soaped() -> Run:
+    """SOAP for matrices and experts, whose bases turn at every second step, of sides of 16."""
+    run, soap = tiny.tiny(), SOAP(frequency=2, max_precondition_dim=16)
+    roles = default_roles(soap, AdamW())
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, roles=roles))
+
+
+OWN = {**TINY, "hunyuan-nano, wider": wider, "soaped": soaped}
 
 
 def batch_of(run: Run, step: int) -> Batch:

@@ -49,6 +49,13 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
     check(found, 1e-5)
 
 
+def test_soap_turns_the_bases_of_experts_where_they_lie(tmp_path: Path) -> None:
+    """Five steps: one that measures, then updates in bases that turn twice. Only sides of 16 have
+    bases, and many tokens: where a gradient lacks full rank, rounding alone decides on a basis."""
+    cases = [["soaped", ["precision=fp64", "batch=32"], 5, [{}, {"ep": 2}, {"tp": 2}]]]
+    check(launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases)), 1e-10)
+
+
 def product(backward: str) -> str:
     return json.dumps({"format": "mxfp8", "backward": backward})
 

@@ -32,9 +32,10 @@ class Members:
         self._owner = {i: n % len(shard.spans) for n, (i, shard) in enumerate(self._apart.items())}
         kept = [self._kept(i, param) for i, param in enumerate(self.params)]
         self.states: list[State] = rule.init(self.slots, kept)
-        for slot, param, state in zip(self.slots, kept, self.states, strict=True):
-            odd = [key for key, x in state.items() if x.shape[:1] != param.shape[:1]]
-            if slot.shard is not None and odd:
+        for i, (slot, state) in enumerate(zip(self.slots, self.states, strict=True)):
+            # What is one number for all rows, every rank has.
+            odd = [key for key, x in state.items() if x.ndim and len(x) != len(self.params[i])]
+            if slot.shard is not None and i not in self._apart and odd:
                 raise ValueError(
                     f"{slot.name} is cut over ranks, but its state {odd[0]} has not a row for each "
                     "of its rows; give its role another optimizer rule"
@@ -89,8 +90,12 @@ class Members:
         i, state = found
         shard = self.slots[i].shard
         if shard is None or i in self._apart:
-            return iter([Fragment(state, tuple(state.shape))] if self._owns(i) else [])
-        return shard.fragments(state)
+            mine = self._owns(i)
+        elif state.ndim:
+            return shard.fragments(state)
+        else:
+            mine = shard.here and shard.rank == 0
+        return iter([Fragment(state, tuple(state.shape))] if mine else [])
 
     def state_part(self, name: str, whole: Rows) -> Rows | None:
         """What this rank keeps of a whole state, without bytes where that is nothing; None where
@@ -103,7 +108,9 @@ class Members:
         shard = self.slots[i].shard
         if not self._owns(i):
             return torch.empty(whole.shape, dtype=whole.dtype, device="meta")
-        return whole if shard is None or i in self._apart else shard.part(whole)
+        if shard is None or i in self._apart or not whole.shape:
+            return whole
+        return shard.part(whole)
 
     def _find(self, name: str) -> tuple[int, Tensor] | None:
         weight, _, key = name.rpartition(".")

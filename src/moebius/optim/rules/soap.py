@@ -62,9 +62,11 @@ class SOAP(Rule):
                 # On the CPU: reading it does not wait for an accelerator.
                 "updates": torch.zeros((), dtype=dtype),
             }
+            # A row for each of the weight's rows, so that ranks may hold some experts each.
+            stack = (num,) if param.ndim < 3 else (len(param), slot.blocks)
             for side, size in zip(("left", "right"), sizes, strict=True):
                 if size <= self.max_precondition_dim:
-                    square = param.new_zeros((num, size, size), dtype=dtype)
+                    square = param.new_zeros((*stack, size, size), dtype=dtype)
                     state |= {side: square, f"{side}_basis": square.clone()}
             states.append(state)
         return states
@@ -85,6 +87,12 @@ class SOAP(Rule):
         for slot, param, grad, state in zip(slots, params, grads, states, strict=True):
             shape = matrix_shape("soap", slot, param)
             grad_MRC = grad.to(state["momentum"].dtype).reshape(shape)
+            sides = {
+                key: square.view(-1, *square.shape[-2:])
+                for key, square in state.items()
+                if key.startswith(("left", "right"))
+            }
+            state = {**state, **sides}
             # Not `step`: the first gradients may have been skipped.
             done = int(state["updates"].item())
             if done:
