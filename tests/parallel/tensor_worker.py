@@ -7,6 +7,7 @@ with recipes of this file. Rank 0 writes what it found by kind.
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from moebius.model.ffn.dense import Dense
 from moebius.model.ffn.moe import MoE, routers_of
 from moebius.model.ffn.routers.sigmoid import Sigmoid
 from moebius.model.lm import ModelConfig
-from moebius.model.mixers import MixerConfig
+from moebius.model.mixers import DecodeState, Mixer, MixerConfig
 from moebius.model.mixers.cla import shared
 from moebius.model.mixers.gqa import GQA
 from moebius.model.mixers.kda import KDA
 from moebius.model.mixers.mla import MLA
 from moebius.model.mixers.nsa import NSA
 from moebius.model.mixers.swa import SWA
+from moebius.model.part import Site
 from moebius.model.weight import initialise
 from moebius.ops.loss import head_cross_entropy_naive
 from moebius.ops.loss.spread import head_cross_entropy_spread
@@ -87,7 +89,24 @@ def of_model(model: ModelConfig) -> Run:
     return dataclasses.replace(tiny_scmoe(), model=model)
 
 
-RECIPES = {"llama": llama, "mixed": mixed, "tiny": tiny_scmoe}
+def sparse() -> Run:
+    """NSA that must choose, with keys of its own for each branch and with shared ones."""
+    nsa = NSA(
+        heads=8,
+        kv_heads=4,
+        head_width=8,
+        block=4,
+        stride=2,
+        selected_block=4,
+        num_selected=3,
+        window=6,
+    )
+    shared = dataclasses.replace(nsa, separate_kv=False, compression="mean")
+    layers = (PreNorm(nsa, Dense(40)), PreNorm(shared, Dense(40)))
+    return of_model(ModelConfig(width=32, layers=layers))
+
+
+RECIPES = {"llama": llama, "mixed": mixed, "tiny": tiny_scmoe, "sparse": sparse}
 
 
 def layouts(cases: list[Any]) -> list[Found]:
@@ -196,10 +215,38 @@ def loads(world: World) -> list[list[int]]:
     return [count.tolist() for count in told]
 
 
+@dataclasses.dataclass(frozen=True)
+class Alone(MixerConfig):
+    """A mixer that says nothing of other ranks: every token to itself."""
+
+    def build(self, site: Site) -> Mixer:
+        return _Alone()
+
+
+class _Alone(Mixer):
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        ctx: Context,
+        state: DecodeState | None,
+        borrowed: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, DecodeState | None, dict[str, torch.Tensor]]:
+        return x_BTD, state, {}
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> DecodeState:
+        raise NotImplementedError
+
+    def state_bytes(self, context: int, dtype: torch.dtype) -> int:
+        return 0
+
+    def flops(self, context: int) -> float:
+        return 0.0
+
+
 def refusals(world: World) -> list[str]:
     """What is said of models that cannot be shared so."""
     odd: list[tuple[MixerConfig, int, int]] = [
-        (NSA(heads=4, kv_heads=4, head_width=8), 48, 300),
+        (Alone(), 48, 300),
         (KDA(heads=3, head_width=8), 48, 300),
         (GQA(heads=4, kv_heads=1, head_width=8), 48, 300),
         (GQA(heads=4, kv_heads=4, head_width=8, qk_norm="full"), 48, 300),

@@ -13,11 +13,12 @@ import pytest
 from .ranks import launch
 
 BOUND = 1e-10
-TWO = [["llama", 10, [{"tp": 2}]], ["mixed", 10, [{"tp": 2}]], ["tiny", 10, [{"tp": 2}]]]
+TWO = [[name, 10, [{"tp": 2}]] for name in ("llama", "mixed", "tiny", "sparse")]
 FOUR = [
     ["llama", 2, [{"tp": 4}, {"tp": 2}]],
     ["mixed", 1, [{"tp": 2, "ep": 2}]],
     ["tiny", 1, [{"tp": 2, "dp_replicate": 2, "reshard": False}]],
+    ["sparse", 2, [{"tp": 4}, {"cp": 2, "tp": 2}, {"cp": 4}]],
 ]
 CASES = {2: TWO, 4: FOUR}
 
@@ -36,7 +37,7 @@ def test_gradients_and_states_equal_those_of_one_process(found: Any) -> None:
     for case in found["layouts"]:
         assert case["names"] and case["worst"][0] < BOUND and case["ratios"] < BOUND, case
         assert case["counts"] and case["buffers"], case
-        assert (case["num_counts"] > 0) == (case["recipe"] != "llama"), case
+        assert (case["num_counts"] > 0) == (case["recipe"] in ("mixed", "tiny")), case
 
 
 def test_losses_are_neither_halved_nor_doubled(found: Any) -> None:
@@ -74,7 +75,7 @@ def test_a_checkpoint_of_ranks_goes_on_on_one_process(found: Any) -> None:
 
 def test_what_has_no_plan_is_refused_by_name(found: Any) -> None:
     assert found["refused"] == [
-        "layer 1: NSA has no plan for parallel.tp; use 1",
+        "layer 1: Alone has no plan for parallel.tp; use 1",
         "layer 1: parallel.tp=2 must divide its 3 heads",
         "layer 1: parallel.tp=2 must divide its 4 heads and 1 kv_heads",
         "layer 1: qk_norm=full norms all heads at once and has no tensor-parallel plan; "

@@ -26,6 +26,8 @@ from moebius.monitor.tap import tap
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
 from moebius.ops.nsa import choose_blocks, compressed_attention, importance, selected_attention
+from moebius.ops.ranks import Cut, Ranks, Spread, added, size_of
+from moebius.ops.sequences import sequences
 
 # Keys and values of tokens, each [B, T, G, K].
 KeyValue = tuple[Tensor, Tensor]
@@ -175,13 +177,13 @@ class _Past:
     whole: bool  # queries and keys are the same tokens
 
 
-class _NSA(Mixer):
+class _NSA(Mixer, Spread):
     clippable = True
 
     def __init__(self, config: NSA, site: Site) -> None:
         super().__init__()
         config.check()
-        self.config = config
+        self.config, self.layer, self.ranks = config, site.layer, Ranks()
         self.branches = 3 if config.separate_kv else 1
         query_width = config.heads * config.head_width
         kv_shape = (self.branches * config.kv_heads * config.head_width, site.width)
@@ -196,6 +198,25 @@ class _NSA(Mixer):
         self.phi_k = _Phi(config, site) if mlp else _Mean()
         self.phi_v = _Phi(config, site) if mlp else _Mean()
 
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        """Each rank of `ranks.tensor` has an equal share of the heads, with their key heads; phi is
+        everyone's. Those of `ranks.context` gather keys and values and compress all of them."""
+        config, parts = self.config, size_of(ranks.tensor)
+        if config.kv_heads % parts:
+            raise ValueError(
+                f"layer {self.layer}: parallel.tp={parts} must divide its {config.kv_heads} "
+                "kv_heads"
+            )
+        self.ranks = ranks
+        branches = Cut(ranks.tensor, blocks=self.branches)
+        return {
+            "w_q": Cut(ranks.tensor),
+            "w_k": branches,
+            "w_v": branches,
+            "w_gate": Cut(ranks.tensor, blocks=3),
+            "w_o": Cut(ranks.tensor, dim=1),
+        }
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -203,7 +224,7 @@ class _NSA(Mixer):
         state: DecodeState | None,
         borrowed: Mapping[str, Tensor],
     ) -> tuple[Tensor, DecodeState | None, dict[str, Tensor]]:
-        q_BTHK = linear(x_BTD, self.w_q).unflatten(-1, (self.config.heads, -1))
+        q_BTHK = self._queries(x_BTD)
         new = self._keys_values(x_BTD, ctx)
         if state is None:
             past = self._whole(new, ctx)
@@ -216,21 +237,25 @@ class _NSA(Mixer):
         tap("nsa_gate", gate_BTWH1)
         out_BTWHK = torch.stack(self._attend(q_BTHK, past, ctx), dim=2)
         out_BTHK = (gate_BTWH1 * out_BTWHK).sum(2)
-        return linear(out_BTHK.flatten(-2), self.w_o), state, {}
+        y_BTD = linear(out_BTHK.flatten(-2), self.w_o)
+        return added(y_BTD, self.ranks.tensor), state, {}
+
+    def _queries(self, x_BTD: Tensor) -> Tensor:
+        return linear(x_BTD, self.w_q).unflatten(-1, (-1, self.config.head_width))
 
     def _rotate(self, x_BTHK: Tensor, ctx: Context) -> Tensor:
         return rotated(x_BTHK, ctx.position_BT, self.config.rope_base, None)
 
     def _keys_values(self, x_BTD: Tensor, ctx: Context) -> tuple[KeyValue, KeyValue, KeyValue]:
-        """New keys and values of the three branches; those of the first are not rotated."""
-        shape = (self.branches, self.config.kv_heads, self.config.head_width)
+        """New keys and values of the three branches; those of the first are not rotated. Of whole
+        sequences, where ranks share them."""
+        shape, sharers = (self.branches, -1, self.config.head_width), self.ranks.context
         keys = linear(x_BTD, self.w_k).unflatten(-1, shape).unbind(2)
         values = linear(x_BTD, self.w_v).unflatten(-1, shape).unbind(2)
-        if self.branches == 1:
-            turned = (self._rotate(keys[0], ctx), values[0])
-            return (keys[0], values[0]), turned, turned
-        selected, near = ((self._rotate(keys[w], ctx), values[w]) for w in (1, 2))
-        return (keys[0], values[0]), selected, near
+        turned = [sequences(self._rotate(k_BTGK, ctx), sharers) for k_BTGK in keys[-2:]]
+        seen = [sequences(v_BTGK, sharers) for v_BTGK in values]
+        compressed = (sequences(keys[0], sharers), seen[0])
+        return compressed, (turned[0], seen[-2:][0]), (turned[-1], seen[-1])
 
     def _compress(self, tokens: KeyValue, last_BC: Tensor) -> KeyValue:
         """Compressed keys and values of the blocks whose last tokens are given by index."""
@@ -243,26 +268,27 @@ class _NSA(Mixer):
 
     def _whole(self, new: tuple[KeyValue, KeyValue, KeyValue], ctx: Context) -> _Past:
         """Whole sequences: blocks are cut within each document."""
-        length, device = ctx.position_BT.shape[1], ctx.position_BT.device
-        index_T = torch.arange(length, device=device)
-        start_BT = ctx.position_BT - (self.config.block - 1)
-        ends_BT = (start_BT >= 0) & (start_BT % self.config.stride == 0)
+        position_BS = sequences(ctx.position_BT, self.ranks.context)
+        (own, length), device = ctx.attend_BTT.shape[1:], position_BS.device
+        index_S = torch.arange(length, device=device)
+        start_BS = position_BS - (self.config.block - 1)
+        ends_BS = (start_BS >= 0) & (start_BS % self.config.stride == 0)
         # No row has more blocks than one of a single document: a shape that needs no look at data.
         most = self.config.num_blocks(length)
-        last_BC = torch.where(ends_BT, index_T, length).sort(-1).values[:, :most]
+        last_BC = torch.where(ends_BS, index_S, length).sort(-1).values[:, :most]
         real_BC, last_BC = last_BC < length, last_BC.clamp(max=length - 1)
-        visible_BTC = ctx.attend_BTT.gather(2, last_BC[:, None].expand(-1, length, -1))
-        near_TT = index_T[:, None] - index_T < self.config.window
+        visible_BTC = ctx.attend_BTT.gather(2, last_BC[:, None].expand(-1, own, -1))
+        near_TS = ctx.place_T[:, None] - index_S < self.config.window
         return _Past(
             compressed=self._compress(new[0], last_BC),
-            block_BC=start_BT.gather(1, last_BC) // self.config.stride,
+            block_BC=start_BS.gather(1, last_BC) // self.config.stride,
             visible_BTC=visible_BTC & real_BC[:, None],
             tokens=new[1],
-            position_BS=ctx.position_BT,
+            position_BS=position_BS,
             attend_BTS=ctx.attend_BTT,
             near=new[2],
-            near_BTS=ctx.attend_BTT & near_TT,
-            whole=True,
+            near_BTS=ctx.attend_BTT & near_TS,
+            whole=own == length,
         )
 
     def _continued(self, state: _State, ctx: Context) -> _Past:
@@ -347,7 +373,7 @@ class _NSA(Mixer):
 
     def max_logits(self, x_BTD: Tensor, ctx: Context, borrowed: Mapping[str, Tensor]) -> Tensor:
         """The largest of the three branches; of selected tokens, over all that could be chosen."""
-        q_BTHK = linear(x_BTD, self.w_q).unflatten(-1, (self.config.heads, -1))
+        q_BTHK = self._queries(x_BTD)
         past = self._whole(self._keys_values(x_BTD, ctx), ctx)
         scale, turned_BTHK = self.config.head_width**-0.5, self._rotate(q_BTHK, ctx)
         seen = (
