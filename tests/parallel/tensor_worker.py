@@ -90,7 +90,8 @@ def of_model(model: ModelConfig) -> Run:
 
 
 def sparse() -> Run:
-    """NSA that must choose, with keys of its own for each branch and with shared ones."""
+    """NSA that must choose, each branch with keys of its own or all with the same; a norm of all
+    heads at once."""
     nsa = NSA(
         heads=8,
         kv_heads=4,
@@ -102,7 +103,8 @@ def sparse() -> Run:
         window=6,
     )
     shared = dataclasses.replace(nsa, separate_kv=False, compression="mean")
-    layers = (PreNorm(nsa, Dense(40)), PreNorm(shared, Dense(40)))
+    full = GQA(heads=8, kv_heads=4, head_width=8, qk_norm="full")
+    layers = tuple(PreNorm(mixer, Dense(40)) for mixer in (nsa, shared, full))
     return of_model(ModelConfig(width=32, layers=layers))
 
 
@@ -249,7 +251,6 @@ def refusals(world: World) -> list[str]:
         (Alone(), 48, 300),
         (KDA(heads=3, head_width=8), 48, 300),
         (GQA(heads=4, kv_heads=1, head_width=8), 48, 300),
-        (GQA(heads=4, kv_heads=4, head_width=8, qk_norm="full"), 48, 300),
         (GQA(heads=4, kv_heads=4, head_width=8), 47, 300),
         (GQA(heads=4, kv_heads=4, head_width=8), 48, 301),
     ]

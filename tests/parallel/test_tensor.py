@@ -78,8 +78,6 @@ def test_what_has_no_plan_is_refused_by_name(found: Any) -> None:
         "layer 1: Alone has no plan for parallel.tp; use 1",
         "layer 1: parallel.tp=2 must divide its 3 heads",
         "layer 1: parallel.tp=2 must divide its 4 heads and 1 kv_heads",
-        "layer 1: qk_norm=full norms all heads at once and has no tensor-parallel plan; "
-        "use parallel.tp=1",
         "layers.1.ffn.w_gate_up of shape [94, 32] cannot be cut into 4 equal parts along dim 0; "
         "choose degrees of parallel that divide it",
         "embed.w_VD of shape [301, 32] cannot be cut into 2 equal parts along dim 0; "

@@ -20,6 +20,7 @@ from moebius.model.rope import RopeScaling, rotated
 from moebius.model.weight import Weight
 from moebius.ops.attention import attention
 from moebius.ops.linear import linear
+from moebius.ops.norm import rms_norm
 from moebius.ops.ranks import Cut, Ranks, Spread, added, share, size_of
 from moebius.ops.sequences import sequences
 
@@ -60,7 +61,25 @@ class GQA(MixerConfig):
 def _norm(config: GQA, heads: int, site: Site) -> nn.Module:
     if config.qk_norm == "none":
         return nn.Identity()
-    return Norm(config.head_width * (heads if config.qk_norm == "full" else 1), site.eps)
+    if config.qk_norm == "full":
+        return _FullNorm(config.head_width * heads, site.eps)
+    return Norm(config.head_width, site.eps)
+
+
+class _FullNorm(nn.Module, Spread):
+    """RMSNorm of all heads at once, whoever has them."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.w_D = Weight((width,), "norm", constant=1.0)
+        self.eps, self.ranks = eps, Ranks()
+
+    def spread(self, ranks: Ranks) -> Mapping[str, Cut]:
+        self.ranks = ranks
+        return {"w_D": Cut(ranks.tensor)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.w_D, self.eps, self.ranks.tensor)
 
 
 def _normed_and_rotated(x: Tensor, norm: nn.Module, config: GQA, ctx: Context) -> Tensor:
@@ -87,11 +106,6 @@ def _cuts(config: GQA, site: Site, ranks: Ranks) -> Cut:
         raise ValueError(
             f"layer {site.layer}: parallel.tp={parts} must divide its {config.heads} heads and "
             f"{config.kv_heads} kv_heads"
-        )
-    if parts > 1 and config.qk_norm == "full":
-        raise ValueError(
-            f"layer {site.layer}: qk_norm=full norms all heads at once and has no tensor-parallel "
-            "plan; use parallel.tp=1"
         )
     return Cut(ranks.tensor)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from moebius.ops.native import missing
 from moebius.ops.norm.naive import rms_norm_naive
 from moebius.ops.norm.native import rms_norm_native
+from moebius.ops.norm.spread import rms_norm_spread
+from moebius.ops.ranks import Group
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "naive": rms_norm_naive,
@@ -25,6 +27,11 @@ def choose(x: Tensor, w_D: Tensor) -> str:
     return "native" if fits and missing() is None else "naive"
 
 
-def rms_norm(x: Tensor, w_D: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * w_D` over the last dim, in the dtype of x."""
+def rms_norm(x: Tensor, w_D: Tensor, eps: float, group: Group = None) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * w_D` over the last dim, in the dtype of x.
+
+    With a group, each rank gives and gets an equal part of that dim.
+    """
+    if group is not None:
+        return rms_norm_spread(x, w_D, eps, group)
     return BACKENDS[choose(x, w_D)](x, w_D, eps)
