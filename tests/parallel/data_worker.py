@@ -7,6 +7,7 @@ run alone first, which is what its layouts are compared with.
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moebius.checkpoint import complete
+from moebius.checkpoint.stored import stored_tensors
 from moebius.config import from_json, override
 from moebius.data.loader import Batch
 from moebius.model.block import BlockConfig
@@ -22,6 +25,7 @@ from moebius.model.mixers.cla import CLA
 from moebius.model.mixers.gqa import GQA
 from moebius.optim.roles import default_roles
 from moebius.optim.rules.adamw import AdamW
+from moebius.optim.rules.schedule_free import ScheduleFree
 from moebius.optim.rules.soap import SOAP
 from moebius.parallel.config import Parallel
 from moebius.parallel.plan import local
@@ -52,6 +56,13 @@ def wider() -> Run:
     return dataclasses.replace(run, model=model)
 
 
+def averaged() -> Run:
+    """Schedule-Free for all weights, whose checkpoints hold the averages."""
+    run, rule = tiny.tiny(), ScheduleFree()
+    roles = default_roles(rule, rule)
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, roles=roles))
+
+
 def soaped() -> Run:
     """SOAP for matrices and experts, whose bases turn at every second step, of sides of 16."""
     run, soap = tiny.tiny(), SOAP(frequency=2, max_precondition_dim=16)
@@ -59,7 +70,7 @@ def soaped() -> Run:
     return dataclasses.replace(run, optim=dataclasses.replace(run.optim, roles=roles))
 
 
-OWN = {**TINY, "hunyuan-nano, wider": wider, "soaped": soaped}
+OWN = {**TINY, "hunyuan-nano, wider": wider, "soaped": soaped, "averaged": averaged}
 
 
 def batch_of(run: Run, step: int) -> Batch:
@@ -118,7 +129,24 @@ def trained(run: Run, world: World, steps: int) -> tuple[list[StepResult], Found
     first = {f"grad.{name}": grad for name, grad in gradients(state).items()}
     for step in range(1, steps):
         results.append(train_step(run, state, batch_of(run, step), dtype, None, True))
-    return results, first | whole(state)
+    last = whole(state)
+    if world.size > 1:
+        check_restored(run, world, state, last)
+    return results, first | last
+
+
+def check_restored(run: Run, world: World, state: TrainState, tensors: Found) -> None:
+    """Ranks go on from what they saved; averaged weights may differ by the rounding of averages."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(world.told(folder))
+        state.save(place, 1, {})
+        saved, counters = stored_tensors(complete(place)[-1])
+        again = new_state(run, torch.device("cpu"), world)
+        again.restore(saved, counters)
+        world.wait()
+    assert counters == state.counters()
+    for name, x in whole(again).items():
+        assert distance(tensors[name].double(), x.double()) < 1e-14, name
 
 
 def distance(one: Tensor, other: Tensor) -> float:

@@ -21,8 +21,14 @@ from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.parallel.config import Parallel
 from moebius.parallel.world import laid_out
-from moebius.train.state import new_state
+from moebius.train.state import TrainState, new_state
 from tests import tiny
+
+
+def held_by(state: TrainState) -> int:
+    """Bytes of weights and moments."""
+    own = [x for x in state.tensors().values() if x.is_floating_point() and not x.is_meta]
+    return sum(4 * x.numel() for x in own)
 
 
 def main() -> None:
@@ -36,7 +42,7 @@ def main() -> None:
     state = new_state(run, torch.device("cpu"), world)
     begun, folder = memory.peak() or 0, Path(sys.argv[2])
     whole = sum(4 * torch.Size(shard.shape).numel() for shard in state.weights.shards.values())
-    held = sum(4 * x.numel() for x in state.tensors().values() if x.is_floating_point())
+    held = held_by(state)
     state.save(folder, 1, {})
     del state
     gc.collect()

@@ -15,7 +15,7 @@ from moebius.checkpoint import Background, CheckpointError
 from moebius.checkpoint.distributed import save_fragments
 from moebius.ops.shard import Fragment
 from moebius.parallel.config import Parallel
-from moebius.parallel.world import laid_out
+from moebius.parallel.world import World, laid_out
 
 WIDE = torch.arange(4 * 6, dtype=torch.float32).view(4, 6)
 
@@ -52,6 +52,20 @@ def small_files(rank: int) -> Any:
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+def chosen(folder: Path, world: World) -> list[Any]:
+    """What each rank goes on from, and says, once a byte of the newest has changed."""
+    world.wait()
+    if world.main:
+        file = folder / "step-00000002" / "state.json"
+        file.write_bytes(file.read_bytes().replace(b"2", b"3"))
+    world.wait()
+    said: list[str] = []
+    path = checkpoint.latest_intact(folder, say=said.append, world=world)
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, [None if path is None else path.name, said])
+    return found
+
+
 def main() -> None:
     out, folder = Path(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo")
@@ -69,15 +83,19 @@ def main() -> None:
         starved = error_of(folder, 3, fragments(rank), group)
     twice = error_of(folder, 4, fragments(0) | {"second": []}, group)
     lost = error_of(folder, 5, fragments(0) if rank == 0 else {}, group)
+    # As many elements as it has, but rows 1 twice and row 3 by nobody; and one below the last.
+    twisted = error_of(folder, 6, {"matrix": [Fragment(WIDE[:2], (4, 6), rank)]}, group)
+    outside = error_of(folder, 7, {"matrix": [Fragment(WIDE[:2], (4, 6), 3 * rank)]}, group)
     said: list[Any] = [None] * world.size
-    dist.all_gather_object(said, [starved, twice, lost])
+    dist.all_gather_object(said, [starved, twice, lost, twisted, outside])
+    names = sorted(path.name for path in folder.iterdir())
+    kept = {
+        path.name: {name: x.tolist() for name, x in checkpoint.load(path)[0].items()}
+        for path in checkpoint.complete(folder)
+    }
+    took = chosen(folder, world)
     if world.main:
-        names = sorted(path.name for path in folder.iterdir())
-        kept = {
-            path.name: {name: x.tolist() for name, x in checkpoint.load(path)[0].items()}
-            for path in checkpoint.complete(folder)
-        }
-        out.write_text(json.dumps({"said": said, "names": names, "kept": kept}))
+        out.write_text(json.dumps({"said": said, "names": names, "kept": kept, "chosen": took}))
     dist.destroy_process_group()
 
 

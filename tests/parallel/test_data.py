@@ -33,7 +33,10 @@ def check(found: list[dict[str, Any]], bound: float) -> None:
 def test_training_equals_one_process_in_fp64(
     ranks: int, layouts: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Ten steps of a ScMoE under a budget; recycled tokens, two routers and tied weights."""
+    """Ten steps of a ScMoE under a budget; recycled tokens, two routers and tied weights.
+
+    Each layout also goes on from what it saved, as every layout of a worker does.
+    """
     exact = ["precision=fp64"]
     cases = [["tiny", exact, 10, layouts], ["wild", exact, 3, layouts[:2]]]
     found = launch(ranks, "data_worker.py", tmp_path / "found.json", json_of(cases))
@@ -47,6 +50,11 @@ def test_one_step_in_fp32(tmp_path: Path) -> None:
     cases = [["tiny", exact, 1, [{"ep": 2}]], ["pattern", exact, 1, [{}]]]
     found = launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases))
     check(found, 1e-5)
+
+
+def test_averages_of_schedule_free(tmp_path: Path) -> None:
+    cases = [["averaged", ["precision=fp64"], 4, [{}, {"ep": 2}]]]
+    check(launch(2, "data_worker.py", tmp_path / "found.json", json_of(cases)), 1e-10)
 
 
 def test_soap_turns_the_bases_of_experts_where_they_lie(tmp_path: Path) -> None:
@@ -107,7 +115,7 @@ def test_no_rank_ever_holds_the_whole_model(tmp_path: Path) -> None:
     found = launch(4, "memory_worker.py", tmp_path / "found.json", tmp_path / "checkpoints")
     assert found["whole"] > 1.7e9
     for begun, resumed, held in found["ranks"]:
-        assert held < 0.8 * found["whole"]
+        assert held < 0.6 * found["whole"]
         assert begun < held + 0.3 * found["whole"], (begun, held, found["whole"])
         assert resumed < 1.6 * held + 0.1 * found["whole"], (resumed, held, found["whole"])
 

@@ -37,15 +37,23 @@ def test_what_changes_afterwards_is_not_saved(found: Any) -> None:
 
 def test_a_rank_without_room_is_named_by_all_and_leaves_nothing(found: Any) -> None:
     assert found["names"] == ["step-00000001", "step-00000002"]
-    texts = [starved for starved, _, _ in found["said"]]
+    texts = [starved for starved, *_ in found["said"]]
     assert texts[0] == texts[1] and texts[0].count("rank 1: cannot save step 3") == 2
     assert "raise the limit on file sizes" in texts[0]
 
 
 def test_an_element_given_twice_or_by_nobody_is_refused(found: Any) -> None:
-    for _, twice, lost in found["said"]:
+    for _, twice, lost, twisted, outside in found["said"]:
         assert twice.count("24 elements of matrix to save, not each of its 24 once") == 2
         assert lost.count("12 elements of matrix to save, not each of its 24 once") == 2
+        assert twisted.count("24 elements of matrix to save, not each of its 24 once") == 2
+        assert outside.count("does not fit a tensor of [4, 6]") == 2
+
+
+def test_what_one_rank_finds_damaged_all_pass_over(found: Any) -> None:
+    for path, said in found["chosen"]:
+        assert path == "step-00000001"
+        assert len(said) == 1 and "step-00000002" in said[0] and "damaged" in said[0]
 
 
 def test_any_rows_are_read_from_the_files_of_both_ranks(folder: Path, found: Any) -> None:

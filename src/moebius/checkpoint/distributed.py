@@ -123,7 +123,7 @@ class _Planner(SavePlanner):
         for name, tensor in metadata.state_dict_metadata.items():
             assert isinstance(tensor, TensorStorageMetadata)
             given, wanted = sum(x.sizes.numel() for x in tensor.chunks), tensor.size.numel()
-            if given != wanted or len({x.offsets for x in tensor.chunks}) < len(tensor.chunks):
+            if given != wanted or _overlap([_box(x, tensor.size) for x in tensor.chunks]):
                 raise CheckpointError(
                     f"the ranks have {given:,} elements of {name} to save, not each of its "
                     f"{wanted:,} once; please report this layout"
@@ -137,6 +137,30 @@ class _Planner(SavePlanner):
         return self._copies[_entry(write_item)]
 
 
+def _box(chunk: ChunkStorageMetadata, whole: torch.Size) -> tuple[int, int, int, int]:
+    """The rows of a fragment, first and past the last, and its columns."""
+    (row, column), (height, width) = (*chunk.offsets, 0, 0)[:2], (*chunk.sizes, 1, 1)[:2]
+    if any(
+        first + n > size for first, n, size in zip(chunk.offsets, chunk.sizes, whole, strict=True)
+    ):
+        raise CheckpointError(
+            f"a fragment of {list(chunk.sizes)} at {list(chunk.offsets)} does "
+            f"not fit a tensor of {list(whole)}; please report this layout"
+        )
+    return row, row + height, column, column + width
+
+
+def _overlap(boxes: list[tuple[int, int, int, int]]) -> bool:
+    """Whether any two have an element in common."""
+    open_: list[tuple[int, int, int, int]] = []
+    for top, bottom, left, right in sorted(boxes):
+        open_ = [box for box in open_ if box[1] > top]
+        if any(left < box[3] and box[2] < right for box in open_):
+            return True
+        open_.append((top, bottom, left, right))
+    return False
+
+
 @final
 class _Writer(StorageWriter):
     """Writes a rank's fragments into files of its own; on the first rank, commits all of them."""
@@ -144,10 +168,15 @@ class _Writer(StorageWriter):
     def __init__(self, whole: Whole, rank: int) -> None:
         self._whole, self._rank = whole, rank
 
-    def failed(self, error: CheckpointException) -> CheckpointError:
-        """What went wrong on the first rank where something did; what lies aside goes."""
+    def failed(self, error: CheckpointException) -> CheckpointError | KeyboardInterrupt:
+        """What went wrong on the first rank where something did; what lies aside goes.
+
+        A KeyboardInterrupt on any of them is one on all.
+        """
         if self._rank == 0:
             self._whole.clear()
+        if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
+            return KeyboardInterrupt()
         rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
         text = str(cause) if isinstance(cause, CheckpointError) else repr(cause)
         return CheckpointError(f"rank {rank}: {text}")
@@ -169,7 +198,7 @@ class _Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         tensors = {_entry(item): _tensor(planner.resolve_data(item)) for item in plan.items}
         files = plan_files(tensors, f"tensors-of-{self._rank:05d}") if tensors else []
-        with self._whole.explained(sum(file.num_bytes() for file in files)):
+        with self._whole.explained(sum(file.num_bytes() for file in files), "by this rank "):
             written = [self._whole.write(file) for file in files]
         done: TorchFuture[list[WriteResult]] = TorchFuture()
         done.set_result(

@@ -1,5 +1,6 @@
 """Loading: nothing is used before every byte of it is verified, and damage is said aloud."""
 
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from moebius.checkpoint.manifest import (
 )
 from moebius.checkpoint.stored import stored_tensors
 from moebius.checkpoint.tensors import describe_file
+from moebius.parallel.world import ALONE, World
 
 
 def verify(
@@ -72,18 +74,20 @@ def latest_intact(
     folder: Path,
     *,
     say: Callable[[str], None],
-    share: tuple[int, int] = (0, 1),
-    heard: Callable[[str], str] = str,
+    only: Collection[str] | None = None,
+    world: World = ALONE,
 ) -> Path | None:
-    """The newest checkpoint that passes verification; None if there is none at all.
+    """The newest checkpoint that passes verification, of `only` these files; None if there is none.
 
     Each damaged one is reported by a line to `say`; if all are, a CheckpointError lists them.
-    Processes that look together each take a share, as `verify` does, and `heard` gives what the
-    first of them found that found anything wrong.
+    The ranks of a world look together, each at its share: at what the main one sees in the folder,
+    which on a network others may not see yet. Collective.
     """
+    seen = [path.name for path in step_folders(folder).values()]
     damaged: list[str] = []
-    for path in reversed(step_folders(folder).values()):
-        wrong = heard(_wrong_with(path, share))
+    for name in reversed(json.loads(world.told(json.dumps(seen)))):
+        path = folder / name
+        wrong = world.heard(_wrong_with(path, only, (world.rank, world.size)))
         if not wrong:
             return path
         damaged.append(wrong)
@@ -95,10 +99,10 @@ def latest_intact(
     return None
 
 
-def _wrong_with(path: Path, share: tuple[int, int]) -> str:
+def _wrong_with(path: Path, only: Collection[str] | None, share: tuple[int, int]) -> str:
     """What `verify` says of a checkpoint; nothing where it is intact."""
     try:
-        verify(path, share=share)
+        verify(path, only, share)
     except CheckpointError as error:
         return str(error)
     return ""

@@ -93,13 +93,15 @@ class Whole:
         self._state = (json.dumps(_plain(state, "state"), indent=1) + "\n").encode()
 
     @contextlib.contextmanager
-    def explained(self, num_bytes: int) -> Iterator[None]:
-        """An OSError inside becomes a CheckpointError; `num_bytes` are those of tensors."""
+    def explained(self, num_bytes: int, by: str = "") -> Iterator[None]:
+        """An OSError inside becomes a CheckpointError; `num_bytes` are those of tensors, `by` says
+        whose."""
         try:
             yield
         except OSError as error:
             needed = len(self._state) + num_bytes
-            raise CheckpointError(_explain(self.folder, self.step, needed, error)) from error
+            text = _explain(self.folder, self.step, f"{needed:,} bytes needed {by}".strip(), error)
+            raise CheckpointError(text) from error
 
     def begin(self) -> None:
         """Make the folder aside, once what a killed process left is put right."""
@@ -125,6 +127,7 @@ class Whole:
         manifest = Manifest(self.step, entries, digest_tensors(described))
         write_file(self._aside / MANIFEST, [manifest.to_bytes()])
         sync_folder(self._aside)
+        forget_cached(self._aside / STATE)
         verify(self._aside, only=[STATE])
         path = _take_name(self.folder, self.step, self._aside)
         _remove_old(self.folder, self.step, self.keep)
@@ -190,11 +193,11 @@ def _plain(value: Any, where: str) -> Any:
     raise CheckpointError(f"{where} is a {type(value).__name__}; store it as a tensor or as text")
 
 
-def _explain(folder: Path, step: int, needed: int, error: OSError) -> str:
+def _explain(folder: Path, step: int, needed: str, error: OSError) -> str:
     remedy = _REMEDIES.get(error.errno or 0, "make sure the folder can be written")
     reason = error.strerror or str(error)
     free = f", {shutil.disk_usage(folder).free:,} are free" if folder.is_dir() else ""
     return (
-        f"cannot save step {step} in {folder}: {reason} ({needed:,} bytes needed{free}); "
+        f"cannot save step {step} in {folder}: {reason} ({needed}{free}); "
         f"earlier checkpoints are intact; {remedy}, then go on with --resume"
     )

@@ -104,9 +104,9 @@ class Members:
         found = self._find(name)
         if found is None:
             return None
-        i, _ = found
+        i, state = found
         shard = self.slots[i].shard
-        if not self._owns(i):
+        if state.is_meta:
             return torch.empty(whole.shape, dtype=whole.dtype, device="meta")
         if shard is None or i in self._apart or not whole.shape:
             return whole

@@ -41,6 +41,8 @@ EVERY = 2.0
 MISSED, MISSED_ONCE_BROKEN = 20, 3
 # The flight recorders of torch: one for gloo, one for NCCL in builds that have it.
 RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
+# What a rank is at while all wait for a checkpoint.
+SAVING = "saving"
 GO_ON = "the same command with --go-on goes on from the last checkpoint"
 
 
@@ -147,7 +149,7 @@ class Watch:
         with self._writing:
             self._number += 1
             half = self._patience is not None and self._stalled() > self._patience / 2
-            groups = recorded() if half and self._paced else {}
+            groups = recorded(self._doing == SAVING) if half and self._paced else {}
             place = (self.rank, self.size, socket.gethostname(), os.getpid(), self.attempt)
             sign = (self._number, self._every, time.time(), self._step, self._doing, self._ended)
             # A disk that is full or away for a moment is no reason to stop.
@@ -223,17 +225,18 @@ def watching(folder: Path, world: World, patience: float | None) -> Iterator[Wat
     watch.end(None)
 
 
-def recorded() -> dict[str, tuple[str, int]]:
-    """By group: the collective that torch's flight recorder saw begin last, and its number."""
+def recorded(saving: bool) -> dict[str, tuple[str, int]]:
+    """By group: the collective that torch's flight recorder saw begin last, and its number.
+
+    Those of savers only while all wait for them: whoever still writes keeps no step waiting.
+    """
     found: dict[str, tuple[str, int]] = {}
     for name in RECORDERS:
         dump = getattr(c10d, name, None)
         for entry in json.loads(dump())["entries"] if dump is not None else ():
             group = " ".join(entry["process_group"])
-            # Whoever still writes a checkpoint keeps no step waiting.
-            if SAVERS in entry["process_group"]:
-                continue
-            found[group] = (entry["profiling_name"], entry["collective_seq_id"])
+            if saving or SAVERS not in entry["process_group"]:
+                found[group] = (entry["profiling_name"], entry["collective_seq_id"])
     return found
 
 

@@ -34,7 +34,7 @@ from moebius.optim.rules.adamw import AdamW
 from moebius.optim.rules.ademamix import AdEMAMix
 from moebius.optim.rules.schedule_free import ScheduleFree
 from moebius.parallel.compare import check_replicas
-from moebius.parallel.watch import Watch
+from moebius.parallel.watch import SAVING, Watch
 from moebius.train.measure import budgets, step_line
 from moebius.train.run import Run
 from moebius.train.session import Session, in_force
@@ -123,7 +123,7 @@ def train(session: Session, display: LiveDisplay, watch: Watch) -> None:
             if every is not None and state.step % every == 0:
                 check_replicas(state.model.state_dict(), session.world, state.step, every)
             if state.step % run.checkpoint_every == 0:
-                watch.at(state.step, "saving")
+                watch.at(state.step, SAVING)
                 session.save()
                 watch.at(state.step)
                 saved_at = state.step
@@ -256,7 +256,7 @@ def _last_save(
     """Wait for the checkpoint in hand; what went wrong with it hides no error before it."""
     try:
         session.saver.wait()
-    except CheckpointError as failed:
+    except (CheckpointError, RuntimeError) as failed:
         if error is None:
             raise
         display.message(str(failed))

@@ -85,20 +85,20 @@ def rejoin(folder: RunFolder, given: Run) -> tuple[Run, Run]:
 def _check(folder: RunFolder, record: dict[str, Any], old: Run, new: Run) -> None:
     if identity(old) == identity(new):
         return
-    path = _newest(folder, record, _unheard)
+    path = _newest(folder, record, _unheard, only=[STATE])
     counters = NOTHING if path is None else json.loads((path / STATE).read_bytes())
     check_change(old, new, record, counters)
 
 
 def _newest(
-    folder: RunFolder, record: dict[str, Any], say: Say, world: World = ALONE
+    folder: RunFolder,
+    record: dict[str, Any],
+    say: Say,
+    only: list[str] | None = None,
+    world: World = ALONE,
 ) -> Path | None:
-    """The newest intact checkpoint; imported weights, unlike drawn ones, cannot be without.
-
-    Ranks of a world look together, each at its share of the files.
-    """
-    share = (world.rank, world.size)
-    path = checkpoint.latest_intact(folder.checkpoints, say=say, share=share, heard=world.heard)
+    """The newest intact checkpoint; imported weights, unlike drawn ones, cannot be without."""
+    path = checkpoint.latest_intact(folder.checkpoints, say=say, only=only, world=world)
     if path is None and "imported" in record:
         raise ValueError(f"the imported weights of {folder.path} are gone; import them again")
     return path
@@ -128,7 +128,7 @@ def resume(
         say(text)
 
     _, record = read_run(folder)
-    path = _newest(folder, record, note, world)
+    path = _newest(folder, record, note, world=world)
     tensors, counters = ({}, NOTHING) if path is None else stored_tensors(path)
     check_change(old, run, record, counters)
     if unborn(record, counters):

@@ -100,6 +100,7 @@ def weights_of(model: LM) -> Weights:
 
 def _spread(run: Run, model: LM, device: torch.device, world: World) -> Weights:
     named, pipe = list(named_weights(model)), world.degrees.pipe
+    # By the recipe's own sequence length in every stage: what ranks hold never changes in a run.
     division = divided(model, pipe.num_stages, run.sequence_length)
     names, shards = shares_of(model, world, lambda name: pipe.rank_of(stage_of(name, division)))
 
