@@ -76,15 +76,18 @@ def _load_file(path: Path) -> types.ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    digest = hashlib.sha256(path.read_bytes() + str(path).encode()).hexdigest()[:12]
+    source = path.read_bytes()
+    digest = hashlib.sha256(source + str(path).encode()).hexdigest()[:12]
     name = f"moebius_user_{path.stem}_{digest}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            # Not by the loader: bytecode kept beside a file may be of the file before an edit, and
+            # a run's folder holds nothing but its own.
+            exec(compile(source, path, "exec"), module.__dict__)
         except (SyntaxError, ImportError) as error:
             del sys.modules[name]
             raise ValueError(f"{path} cannot be loaded: {error}") from error

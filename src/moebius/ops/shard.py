@@ -108,7 +108,7 @@ class Shard:
     def part(self, whole: Rows) -> Tensor:
         """This rank's part of the whole, as a copy."""
         span = self.spans[self.rank]
-        return (span if self.here else Span((), span.columns)).of(whole)
+        return (span if self.here else Span(())).of(whole)
 
     def fragments(self, part: Tensor) -> Iterator[Fragment]:
         """This rank's part in rectangles; those of all ranks of the line are the whole, once."""

@@ -7,12 +7,11 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import resource
 import torch
 from moebius.ops.native.memory import keep_freed_memory
 
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+keep_freed_memory()
 
 def step():
     held = [torch.ones(1_000_000 + 100_000 * i) for i in range(20)]
@@ -24,13 +23,12 @@ for _ in range(5):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-
-
-def faults(how: str) -> int:
-    command = [sys.executable, "-c", PROGRAM, how]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+# Pages of what those five steps hold.
+PAGES = 5 * sum(4 * (1_000_000 + 100_000 * i) for i in range(20)) // 4096
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_kept() -> None:
-    assert faults("keep") < faults("free") / 10
+    """What the system gives without being asked to keep anything depends on the heap's layout."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True)
+    assert int(done.stdout) < PAGES / 100
