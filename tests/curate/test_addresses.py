@@ -35,6 +35,14 @@ def test_what_is_no_address_has_no_host(url: str) -> None:
     assert site_of(url) == ""
 
 
+def test_letters_that_stand_for_others_make_no_other_address() -> None:
+    for host in ("0.\N{DIAERESIS}", "a.\N{ACCOUNT OF}", "a.b\N{FULLWIDTH SOLIDUS}c"):
+        assert split_address(f"http://{host}/x").host == host
+    assert (
+        split_address("http://b\N{LATIN SMALL LETTER U WITH DIAERESIS}.de").host == "xn--b-eha.de"
+    )
+
+
 @given(st.text(max_size=60))
 def test_nothing_raises(text: str) -> None:
     for url in (text, "http://" + text):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 LONGEST = 8192
 _PARTS = re.compile(r"(?:([a-z][a-z0-9+.\-]{0,30}):)?//([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.I)
 _BARE = re.compile(r"[^/?#:@\s]{1,253}\.[^/?#:@\s]{1,63}(?::\d{1,5})?(?:[/?#]|$)")
+_NAME = re.compile(r"[a-z0-9._\-]+")
 _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 
 # Second labels under a country's two letters that many registrants share.
@@ -99,6 +100,8 @@ def _host(host: str) -> str:
     if host.isascii():
         return host
     try:
-        return host.encode("idna").decode("ascii")
+        name = host.encode("idna").decode("ascii")
     except UnicodeError:
         return host
+    # Some letters stand for a space, a slash or a colon, which would make another address of it.
+    return name if _NAME.fullmatch(name) else host
