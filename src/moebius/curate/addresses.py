@@ -80,9 +80,9 @@ def registered_domain(host: str) -> str:
     """The registered domain of a host; an IP address or a single label is its own."""
     if _IPV4.fullmatch(host) or host.startswith("["):
         return host
-    labels = host.split(".")
+    labels = [label for label in host.split(".") if label]
     if len(labels) <= 2:
-        return host
+        return ".".join(labels)
     count = 3 if labels[-1] in _COUNTRY and labels[-2] in _CATEGORY else 2
     shared = ".".join(labels[-2:]) in _SHARED_HOST
     if shared or (len(labels) > count and labels[-count] == "blogspot"):
