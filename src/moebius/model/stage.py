@@ -134,8 +134,7 @@ def divided(model: LM, count: int, context: int) -> tuple[tuple[range, ...], ...
 def stages_of(
     units: Sequence[range], costs: Sequence[float], count: int
 ) -> tuple[tuple[range, ...], ...]:
-    """Units shared by `count` stages in a row, the dearest of which is as cheap as it can be, and
-    the others then about equal.
+    """Units shared by `count` stages in a row, the dearest of which is as cheap as it can be.
 
     ValueError where there are fewer units than stages.
     """
@@ -144,20 +143,32 @@ def stages_of(
             f"a pipeline of {count} stages needs as many units of layers, but this model has "
             f"{len(units)}; choose fewer stages (parallel.pp, parallel.stages_per_rank)"
         )
-    # Of the first n units: the dearest stage and the sum of squares, and where the last one begins.
-    best, until = {(0, 0): (0.0, 0.0, 0)}, [0.0, *itertools.accumulate(costs)]
-    for stage in range(1, count + 1):
-        for n in range(stage, len(units) - count + stage + 1):
-            found: list[tuple[float, float, int]] = []
-            for start in range(stage - 1, n):
-                if (before := best.get((stage - 1, start))) is not None:
-                    cost = until[n] - until[start]
-                    found.append((max(before[0], cost), before[1] + cost**2, start))
-            best[stage, n] = min(found)
-    ends = [len(units)]
-    for stage in range(count, 0, -1):
-        ends.append(best[stage, ends[-1]][2])
-    return tuple(tuple(units[a:b]) for b, a in reversed(list(itertools.pairwise(ends))))
+    ends = cuts_of(costs, count)
+    return tuple(tuple(units[a:b]) for a, b in itertools.pairwise(ends))
+
+
+def cuts_of(weights: Sequence[float], pieces: int) -> list[int]:
+    """Ends of contiguous pieces whose heaviest is as light as it can be, none of them empty."""
+    low, high = max(weights), sum(weights)
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(_greedy(weights, middle)) - 1 <= pieces else (middle, high)
+    cuts = _greedy(weights, high)
+    while len(cuts) - 1 < pieces:
+        sizes = [cuts[i + 1] - cuts[i] for i in range(len(cuts) - 1)]
+        widest = sizes.index(max(sizes))
+        cuts.insert(widest + 1, cuts[widest] + sizes[widest] // 2)
+    return cuts
+
+
+def _greedy(weights: Sequence[float], most: float) -> list[int]:
+    cuts, held = [0], 0.0
+    for i, weight in enumerate(weights):
+        if held + weight > most * (1 + 1e-9) and i > cuts[-1]:
+            cuts.append(i)
+            held = 0.0
+        held += weight
+    return [*cuts, len(weights)]
 
 
 def stage_of(name: str, stages: Sequence[Sequence[range]]) -> int:

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Literal
 
 from moebius.lab.planner.shape import Part, Shape
+from moebius.model.stage import cuts_of
 
 Schedule = Literal["interleaved", "dualpipe"]
 
@@ -32,30 +33,6 @@ def stages_of(shape: Shape, pp: int, chunks: int) -> tuple[Stage, ...]:
             own.update(shape.parts[cuts[chunk] : cuts[chunk + 1]])
         found.setdefault(tuple(own.items()), rank)
     return tuple(Stage(rank, parts) for parts, rank in found.items())
-
-
-def cuts_of(weights: list[float], pieces: int) -> list[int]:
-    """Ends of contiguous pieces whose heaviest is as light as it can be, none of them empty."""
-    low, high = max(weights), sum(weights)
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if len(_greedy(weights, middle)) - 1 <= pieces else (middle, high)
-    cuts = _greedy(weights, high)
-    while len(cuts) - 1 < pieces:
-        sizes = [cuts[i + 1] - cuts[i] for i in range(len(cuts) - 1)]
-        widest = sizes.index(max(sizes))
-        cuts.insert(widest + 1, cuts[widest] + sizes[widest] // 2)
-    return cuts
-
-
-def _greedy(weights: list[float], most: float) -> list[int]:
-    cuts, held = [0], 0.0
-    for i, weight in enumerate(weights):
-        if held + weight > most * (1 + 1e-9) and i > cuts[-1]:
-            cuts.append(i)
-            held = 0.0
-        held += weight
-    return [*cuts, len(weights)]
 
 
 def idle(schedule: Schedule, pp: int, chunks: int, forward: float, backward: float) -> float:

@@ -252,10 +252,12 @@ class _NSA(Mixer, Spread):
         shape, sharers = (self.branches, -1, self.config.head_width), self.ranks.context
         keys = linear(x_BTD, self.w_k).unflatten(-1, shape).unbind(2)
         values = linear(x_BTD, self.w_v).unflatten(-1, shape).unbind(2)
-        turned = [sequences(self._rotate(k_BTGK, ctx), sharers) for k_BTGK in keys[-2:]]
         seen = [sequences(v_BTGK, sharers) for v_BTGK in values]
         compressed = (sequences(keys[0], sharers), seen[0])
-        return compressed, (turned[0], seen[-2:][0]), (turned[-1], seen[-1])
+        # The last two branches, or one for both.
+        turned = [sequences(self._rotate(k_BTGK, ctx), sharers) for k_BTGK in keys[-2:]]
+        pairs = list(zip(turned, seen[-2:], strict=True))
+        return compressed, pairs[0], pairs[-1]
 
     def _compress(self, tokens: KeyValue, last_BC: Tensor) -> KeyValue:
         """Compressed keys and values of the blocks whose last tokens are given by index."""
