@@ -5,8 +5,10 @@ One test starts the children; the others look at what they are made of in this p
 
 import pytest
 import torch
+from torch.profiler import profile
 
 from moebius.bench.agreement import agree, experts_error, model_errors
+from moebius.bench.split import attribute, ranges
 from moebius.bench.step import Plan, _plans, _ratios
 from moebius.bench.table import markdown
 from moebius.config import override
@@ -15,12 +17,14 @@ from moebius.ops.experts import BACKENDS, choose
 from moebius.recipes import recipe
 from moebius.train.session import open_data
 from moebius.train.state import TrainState, new_state
+from moebius.train.step import train_step
 from moebius.train.twin import dense_twin
 
 from ..running import RECIPES, Place
 
 TINY = f"{RECIPES}:tiny"
 CPU, FP32 = torch.device("cpu"), torch.float32
+PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 
 
 def test_rows(place: Place) -> None:
@@ -56,6 +60,19 @@ def test_rows(place: Place) -> None:
 def tiny(place: Place) -> tuple[TrainState, Batch]:
     run = override(recipe(TINY), place.fields())
     return new_state(run, CPU), open_data(run, None)[1].batch(0)
+
+
+def test_every_product_of_a_step_belongs_to_a_part(place: Place) -> None:
+    run = override(recipe(TINY), place.fields())
+    state, loader = new_state(run, CPU), open_data(run, None)[1]
+    with ranges(state.model, state.optimizer, loader) as spans, profile() as found:
+        train_step(run, state, loader.batch(0), FP32, None, False)
+    products = [event for event in found.events() or [] if event.name in PRODUCTS]
+    shares = [attribute([product], spans, False) for product in products]
+    groups = {group for share in shares for group in share}
+    assert len(products) > 50
+    assert groups >= {"router", "experts", "attention", "dense_ffn", "head_loss"}
+    assert "other" not in groups and "data" not in groups
 
 
 def test_a_fast_path_that_errs_is_named(

@@ -79,6 +79,7 @@ def _ranged(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             yield module, "forward", "router"
         elif isinstance(module, MoELayer):
             yield module, "begin", "router"
+            yield module, "compute", "experts"
             yield module, "finish", "experts"
         elif isinstance(module, FeedForward):
             yield module, "finish", "dense_ffn"
