@@ -13,7 +13,7 @@ using namespace moebius;
 
 namespace {
 
-constexpr int64_t ROWS = 32;    // tokens of a tile
+constexpr int64_t ROWS = 64;    // tokens of a tile
 constexpr int64_t BLOCK = 512;  // columns of V of one product for dh
 constexpr int64_t DEPTH = 512;  // tokens of one product for dW
 

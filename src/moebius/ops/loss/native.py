@@ -1,6 +1,6 @@
 """Head and cross-entropy in one native kernel, for bf16 on CPUs that have it (`ops/native`).
 
-The kernel holds the logits of 32 tokens a thread in fp32, and p - onehot of a chunk in bf16; only
+The kernel holds the logits of 64 tokens a thread in fp32, and p - onehot of a chunk in bf16; only
 valid tokens cost time. Letters: N tokens, M the valid ones, D width, V vocabulary.
 """
 
