@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import statistics
 
 import pytest
 from typer.testing import CliRunner
 
 from moebius.cli import app
 from moebius.config import override
-from moebius.lab.planner.points import Point, decoding_points, training_points
+from moebius.lab.planner.hardware import WHOLE_RUN
+from moebius.lab.planner.points import Point, decoding_points, training_points, whole_run
 from moebius.lab.planner.search import plan_inference, plan_training
 from moebius.model.ends.mtp import MTP
 from moebius.model.ffn.dense import Dense
@@ -27,21 +29,36 @@ def deepseek_with_mtp() -> Run:
 
 @pytest.fixture(scope="module")
 def points() -> list[Point]:
-    longcat = override(recipe("longcat-flash"), ["precision=fp8"])
     training = training_points(recipe("llama3-405b"), deepseek_with_mtp())
-    return [*training, *decoding_points(longcat)]
+    return [*training, *decoding_points(recipe("longcat-flash"))]
 
 
 def test_published_runs_are_predicted_or_what_bounds_them_is_said(points: list[Point]) -> None:
     far = {point.name for point in points if abs(point.deviation) > 0.15}
     assert far == {point.name for point in points if point.bound}
     assert far == {
-        "Llama 3 405B, 1024x8xH100, 8,192 tokens",
-        "DeepSeek-V3, 14.8T tokens, 256x8xH800",
         "LongCat-Flash, experts",
-        "LongCat-Flash, measured at 100 TPS",
+        "LongCat-Flash, bf16, 5,000 tokens, 68.9 a user",
+        "LongCat-Flash, fp8, 5,000 tokens, 26.4 a user",
+        "LongCat-Flash, fp8, 8,192 tokens, 33.8 a user",
     }
-    assert all(abs(point.deviation) < 0.35 for point in points if point.unit in ("MFU", "M hours"))
+
+
+def test_a_run_has_no_part_in_the_factor_it_is_predicted_with(points: list[Point]) -> None:
+    training = [point for point in points if point.alone is not None]
+    assert [point.unit for point in training] == ["MFU", "MFU", "MFU", "M hours"]
+    ratios = [
+        point.published / point.alone if point.unit == "M hours" else point.alone / point.published
+        for point in training
+        if point.alone is not None
+    ]
+    assert min(ratios) > 1.1 and max(ratios) < 1.35
+    assert round(whole_run(ratios), 2) == WHOLE_RUN
+    for i, point in enumerate(training):
+        others = statistics.geometric_mean(ratio for j, ratio in enumerate(ratios) if j != i)
+        # The other way round for MFU, which falls as hours grow.
+        off = others / ratios[i] if point.unit == "M hours" else ratios[i] / others
+        assert 1 + point.deviation == pytest.approx(off, rel=1e-9)
 
 
 def test_longcat_flash_in_theory(points: list[Point]) -> None:
@@ -56,6 +73,9 @@ def test_the_best_layouts_come_first_and_fit() -> None:
     assert seconds == sorted(seconds)
     assert len(seconds) + report["not_fitting"] == report["layouts"]
     row = report["best"][0]
+    spent = [row[name] for name in ("compute", "exposed", "idle", "data", "optimizer")]
+    assert row["whole"] == pytest.approx((1 - 1 / WHOLE_RUN) * row["seconds"])
+    assert sum(spent) <= row["seconds"] / WHOLE_RUN * 1.001
     assert all(row["memory_bytes"] <= 141e9 for row in report["best"])
     rate = report["tokens_per_step"] / row["seconds"]
     assert row["tokens_per_day"] == pytest.approx(86_400 * rate)

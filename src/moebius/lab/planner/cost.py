@@ -58,7 +58,8 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step's seconds, and the part of them spent on each thing by the slowest rank."""
+    """A step's seconds, and the part of them spent on each thing by the slowest rank; `whole` is
+    what a run of a whole model takes beyond its kernels and links."""
 
     seconds: float
     compute: float
@@ -66,20 +67,23 @@ class Step:
     idle: float
     data: float
     optimizer: float
+    whole: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A cluster with the kernels of a year; a stated rate of products scales theirs."""
+    """A cluster with the kernels of a time; a stated rate of products scales theirs. `whole`: how
+    many times the seconds of kernels and links a training step takes."""
 
     cluster: Cluster
-    year: str = NEWEST
+    time: str = NEWEST
     matmul: float | None = None
+    whole: float = 1.0
 
     @property
     def kernels(self) -> Kernels:
         """The rates in use."""
-        kernels = self.cluster.device.kernels[self.year]
+        kernels = self.cluster.device.kernels[self.time]
         if self.matmul is None:
             return kernels
         ratio = self.matmul / kernels.matmul
@@ -140,7 +144,8 @@ def _step(
     seconds = micro * (f + b) + waits + once + reduce + optimizer
     compute = micro * (forward.compute + backward.compute)
     exposed = micro * (forward.exposed + backward.exposed)
-    return Step(seconds, compute, exposed, waits, data + reduce, optimizer)
+    beyond = (machine.whole - 1.0) * seconds
+    return Step(seconds + beyond, compute, exposed, waits, data + reduce, optimizer, beyond)
 
 
 def _beside(link: float, room: float, units: int) -> float:

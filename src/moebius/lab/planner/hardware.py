@@ -1,8 +1,9 @@
 """The planner's one file of constants: specification sheets and micro-benchmarks, each with source.
 
-No constant comes from a run of a whole model, so none is fitted to what the planner is compared
-with. Kernels have a year: a published run is predicted with the kernels that were public when it
-ran, a plan with the newest. Units: FLOP/s, bytes, bytes/s.
+Only WHOLE_RUN comes from runs of whole models, and a run that the planner is compared with is
+predicted without its own part in it (`points.py`). Kernels have a time: a published run is
+predicted with the fastest that were public when it ran, a plan with the newest. Units: FLOP/s,
+bytes, bytes/s.
 """
 
 import dataclasses
@@ -61,16 +62,16 @@ _MATMUL = 720e12
 # torchao issue 2490: torch's grouped product, bf16, 16 x (8192 x 5120 x 8192) in 1.31 ms on H100.
 _GROUPED = 525e12
 # FlashAttention-3 paper (2407.08608), figs. 5 and 6: H100, head width 128, 16K tokens; causal
-# forward, backward.
-_FLASH_2, _FLASH_3 = (335e12, 322e12), (616e12, 561e12)
+# forward, backward. cuDNN 9 came out in February 2024, FlashAttention-3 in July.
+_CUDNN_9, _FLASH_3 = (539e12, 516e12), (616e12, 561e12)
 # DeepGEMM README (Feb 2025), H800, 4,096 rows and up. Dense: the four shapes of DeepSeek-V3's
-# attention by their FLOPs; grouped: gate-up at 1,297 and down at 1,099 TFLOP/s by theirs. 2024: the
-# CUTLASS 3.6 kernels it states its speed-ups against (1.0x to 1.2x).
+# attention by their FLOPs; grouped: gate-up at 1,297 and down at 1,099 TFLOP/s by theirs. Before:
+# the CUTLASS 3.6 kernels it states its speed-ups against (1.0x to 1.2x).
 _DEEPGEMM, _CUTLASS = (1118e12, 1223e12), (1006e12, 1020e12)
 
 HOPPER: Mapping[str, Kernels] = {
-    "2023": Kernels(_MATMUL, _CUTLASS[0], _GROUPED, _CUTLASS[1], *_FLASH_2),
-    "2024": Kernels(_MATMUL, _CUTLASS[0], _GROUPED, _CUTLASS[1], *_FLASH_3),
+    "early 2024": Kernels(_MATMUL, _CUTLASS[0], _GROUPED, _CUTLASS[1], *_CUDNN_9),
+    "late 2024": Kernels(_MATMUL, _CUTLASS[0], _GROUPED, _CUTLASS[1], *_FLASH_3),
     "2025": Kernels(_MATMUL, _DEEPGEMM[0], _GROUPED, _DEEPGEMM[1], *_FLASH_3),
 }
 NEWEST = "2025"
@@ -115,6 +116,10 @@ HALF_TILE = 64
 # Decoding: FlashMLA README, H800: 660 TFLOP/s, 3,000 GB/s; DeepGEMM README, masked grouped layout
 # with 256 rows, 932 and 815 TFLOP/s by FLOPs.
 DECODE_ATTENTION, DECODE_CACHE, DECODE_GROUPED = 660e12, 3000e9, 889e12
+# How many times the seconds of its kernels and links a training step takes: stragglers, power,
+# launch gaps, uneven experts. No micro-benchmark has them; this is the geometric mean over the four
+# published runs in `points.py`.
+WHOLE_RUN = 1.21
 # US dollars an hour: what the reports on LongCat-Flash and DeepSeek-V3 assume for an H800.
 PRICE = 2.0
 

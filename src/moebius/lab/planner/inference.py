@@ -33,7 +33,7 @@ from moebius.model.mixers.mla import MLA
 class Serving:
     """`batch` sequences a device at `context` tokens; `tokens` of each a step, drafts included."""
 
-    batch: int
+    batch: float
     context: int
     ep: int = 1
     tp: int = 1

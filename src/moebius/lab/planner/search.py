@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moebius.lab.planner.cost import Machine, Setting, Step, step_of
-from moebius.lab.planner.hardware import PRICE, parse_cluster
+from moebius.lab.planner.hardware import PRICE, WHOLE_RUN, parse_cluster
 from moebius.lab.planner.inference import decode, servings
 from moebius.lab.planner.layout import Layout, legal_layouts
 from moebius.lab.planner.memory import device_bytes
@@ -30,7 +30,7 @@ def plan_training(
     cluster = parse_cluster(cluster_text)
     shape = shape_of(run, _context(run, context))
     batch = _batch(run, shape.context, batch_tokens)
-    machine = Machine(cluster, matmul=run.matmul_flops)
+    machine = Machine(cluster, matmul=run.matmul_flops, whole=WHOLE_RUN)
     layouts = legal_layouts(shape, cluster, batch)
     stages: dict[tuple[int, int], tuple[Stage, ...]] = {}
     rows: list[Report] = []
@@ -50,6 +50,7 @@ def plan_training(
     rows.sort(key=lambda row: row["seconds"])
     return {
         **_head(shape, machine),
+        "whole_run": machine.whole,
         "batch": batch,
         "tokens_per_step": batch * shape.context,
         "layouts": len(layouts),

@@ -63,6 +63,11 @@ def _notes(report: Report) -> list[Text]:
         f"{report['layouts']:,} legal layouts, {report['not_fitting']:,} of them do not fit in "
         f"memory; ${report['price']:.2f} a device and hour"
     ]
+    if "whole_run" in report:
+        lines.append(
+            f"steps take {report['whole_run']} times as long as their kernels and links, as "
+            "published runs did"
+        )
     if not report["measured"]:
         lines.append("rates of this device are H100's shares of the peaks, not measured on it")
     return [Text(line) for line in lines]
