@@ -117,6 +117,8 @@ def stats_of(seed: int) -> RouteStats:
 def check_loss(config: Any) -> None:
     """A rule's loss is a scalar divided by the global count; padding has no part in it."""
     rule: BalanceRule = fresh(config)
+    # Uneven loads to look back on: at even ones a load loss is constant.
+    rule.after_step(stats_of(0), 0)
     before = attributes(rule)
     logit_NE = noise(32, OUTPUTS, dtype=torch.float64).requires_grad_()
     ctx = padded_context()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -18,14 +17,13 @@ from torch.utils.checkpoint import (
 )
 
 from moebius.monitor.tap import silence
+from moebius.ops.topk import OPERATORS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_SAVED = (torch.ops.aten.topk.default,)
-
 
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    saved = op in _SAVED
+    saved = op in OPERATORS
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -47,27 +47,31 @@ class LoadLoss(BalanceRule, Spread):
         return {}
 
     def loss(self, route: Route, ctx: Context) -> Tensor | None:
-        prob_NE = route.score_NE / route.score_NE.sum(-1, keepdim=True)
-        # X scopes of equal length; tokens are summed before experts are grouped: groups are many.
+        # X scopes of equal length.
         valid_XT = ctx.valid_BT if self.scope == "sequence" else ctx.valid_BT.reshape(1, -1)
-        scopes, num_outputs = len(valid_XT), prob_NE.shape[-1]
-        prob_XTE = prob_NE.view(*valid_XT.shape, num_outputs)
-        prob_XJ = self._grouped((valid_XT[:, None].to(prob_NE.dtype) @ prob_XTE).squeeze(1))
+        score_XTE = route.score_NE.view(*valid_XT.shape, -1)
+        load_XE = self._load_XJ(route, valid_XT) @ self.member.to(score_XTE.dtype).T
+        # sum_E load * score over sum_E score, for each token, by one product.
+        sides_XE2 = torch.stack((load_XE, torch.ones_like(load_XE)), dim=-1)
+        loaded_XT, whole_XT = (score_XTE @ sides_XE2).unbind(-1)
+        total = torch.where(valid_XT, loaded_XT / whole_XT, 0.0).sum()
+        return self.coefficient * total / ctx.num_targets
+
+    def _load_XJ(self, route: Route, valid_XT: Tensor) -> Tensor:
+        """The load of each group over its target, in each scope."""
+        scopes, num_outputs = len(valid_XT), route.score_NE.shape[-1]
         if self.scope == "global":
-            load_XJ = self.load.to(prob_XJ.dtype)
-        else:
-            first_X11 = num_outputs * torch.arange(scopes, device=prob_NE.device)[:, None, None]
-            slot_XTS = route.index_NS.view(*valid_XT.shape, -1) + first_X11
-            slot_XTS = torch.where(valid_XT[..., None], slot_XTS, scopes * num_outputs)
-            count = torch.bincount(slot_XTS.flatten(), minlength=scopes * num_outputs + 1)[:-1]
-            tokens_X1 = valid_XT.sum(1, keepdim=True)
-            # The loss of what ranks read together: each adds its own tokens' part.
-            shared = self.ranks.context if self.scope == "sequence" else self.ranks.data
-            count, tokens_X1 = summed(count, shared), summed(tokens_X1, shared)
-            count_XJ = self._grouped(count.view(scopes, -1).to(prob_XJ.dtype))
-            tokens_X1 = tokens_X1.clamp(min=1)
-            load_XJ = count_XJ / tokens_X1 / self.target.to(prob_XJ.dtype)
-        return self.coefficient * (load_XJ * prob_XJ).sum() / ctx.num_targets
+            return self.load.to(route.score_NE.dtype).expand(1, -1)
+        first_X11 = num_outputs * torch.arange(scopes, device=valid_XT.device)[:, None, None]
+        slot_XTS = route.index_NS.view(*valid_XT.shape, -1) + first_X11
+        slot_XTS = torch.where(valid_XT[..., None], slot_XTS, scopes * num_outputs)
+        count = torch.bincount(slot_XTS.flatten(), minlength=scopes * num_outputs + 1)[:-1]
+        tokens_X1 = valid_XT.sum(1, keepdim=True)
+        # The loss of what ranks read together: each adds its own tokens' part.
+        shared = self.ranks.context if self.scope == "sequence" else self.ranks.data
+        count, tokens_X1 = summed(count, shared), summed(tokens_X1, shared)
+        count_XJ = self._grouped(count.view(scopes, -1).to(route.score_NE.dtype))
+        return count_XJ / tokens_X1.clamp(min=1) / self.target.to(count_XJ.dtype)
 
     def _grouped(self, x_XE: Tensor) -> Tensor:
         return x_XE @ self.member.to(x_XE.dtype)

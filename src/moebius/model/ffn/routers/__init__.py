@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moebius.config import Variant
 from moebius.model.part import Site
 from moebius.monitor.tap import tap_gradient
+from moebius.ops.topk import topk
 
 TABLE = {
     "softmax": "moebius.model.ffn.routers.softmax:Softmax",
@@ -59,7 +60,7 @@ class Selection:
 
     def __call__(self, logit_NE: Tensor, score_NE: Tensor, bias_E: Tensor) -> Route:
         """Select by score plus bias, weigh by score alone."""
-        index_NS = self._limited(score_NE.detach() + bias_E).topk(self.top_k, dim=-1).indices
+        index_NS = topk(self._limited(score_NE.detach() + bias_E), self.top_k)
         weight_NS = tap_gradient("score", score_NE.gather(-1, index_NS), index_NS)
         if self.renormalise:
             weight_NS = weight_NS / weight_NS.sum(-1, keepdim=True)
