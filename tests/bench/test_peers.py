@@ -93,6 +93,26 @@ def test_low_precision_is_compared_by_norms(run: Run, tmp_path: Path) -> None:
     assert 0 < peer.errors["loss_low"] < 1e-2 and peer.agrees
 
 
+@pytest.mark.parametrize("shape", [llama, qwen3_moe])
+def test_litgpt_agrees_and_steps(shape: Any, run: Run, tmp_path: Path) -> None:
+    pytest.importorskip(
+        "litgpt", reason="no environment has it beside transformers 5: see its peer"
+    )
+    run = shape(run)
+    batch = open_data(run, None)[1].batch(0)
+    peer = peer_named("litgpt")(run, batch, CPU, tmp_path)
+    assert peer.agrees and peer.errors["loss"] < 1e-5 and peer.errors["gradient"] < 1e-4
+    place = place_of(to_json(run))
+    stepper = resolve(peer.stepper)(place, peer.options)
+    steps = [timed_step(place, stepper) for _ in range(8)]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+def test_what_litgpt_lacks_is_said(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="family longcat_flash; it has llama and qwen3_moe"):
+        peer_named("litgpt")(run, open_data(run, None)[1].batch(0), CPU, tmp_path)
+
+
 def test_what_no_family_holds_is_refused(run: Run) -> None:
     with pytest.raises(ValueError, match="no HF family can hold the model of tiny"):
         express(override(run, ["model.layers.0.moe.shared_experts=1"]))

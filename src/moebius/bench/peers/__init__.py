@@ -3,7 +3,7 @@ it.
 
 A peer is a module with `prepare(run, batch, device, folder) -> Peer`, called in the parent, which
 compares outputs and gradients of the two models; its stepper runs in a process of its own.
-torchtitan and litgpt have no file yet.
+torchtitan (0.3) has no file: it takes CUDA where there is no accelerator.
 """
 
 import dataclasses
@@ -17,7 +17,10 @@ from moebius.config import nearest, resolve
 from moebius.data.loader import Batch
 from moebius.train.run import Run
 
-PEERS: Mapping[str, str] = {"transformers": "moebius.bench.peers.transformers:prepare"}
+PEERS: Mapping[str, str] = {
+    "transformers": "moebius.bench.peers.transformers:prepare",
+    "litgpt": "moebius.bench.peers.litgpt:prepare",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,13 +100,18 @@ def _unbalanced(value: Any) -> Any:
     return value
 
 
-def write_folder(expressed: Expressed, model: LM, folder: Path) -> None:
-    """Write config.json and the weights, in fp32, as `from_pretrained` reads them."""
+def under_their_names(expressed: Expressed, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of our model (its weights or gradients) as the family's files have them, in fp32."""
     (layout,) = expressed.family.layouts(expressed.model, expressed.vocab, "transformers")
     check_layout(layout, expressed.model, expressed.vocab)
-    held = {name: Held(x.detach().cpu()) for name, x in model.state_dict().items()}
+    held = {name: Held(x.detach().cpu()) for name, x in tensors.items()}
     dtypes = dict.fromkeys(theirs_of(layout), torch.float32)
-    tensors = {name: lazy.make() for name, lazy in theirs(layout, held, dtypes).items()}
+    return {name: lazy.make() for name, lazy in theirs(layout, held, dtypes).items()}
+
+
+def write_folder(expressed: Expressed, model: LM, folder: Path) -> None:
+    """Write config.json and the weights, in fp32, as `from_pretrained` reads them."""
+    tensors = under_their_names(expressed, model.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(expressed.config))
