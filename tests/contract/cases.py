@@ -146,7 +146,10 @@ LISTED: dict[type[Variant], dict[str, dict[str, Variant]]] = {
         "sigmoid": {"plain": Sigmoid(), "groups": Sigmoid(True, num_groups=3, top_groups=2)},
     },
     BalanceConfig: {
-        "budget": {"pid": Budget(integral=0.1, derivative=0.2)},
+        "budget": {
+            "pid": Budget(integral=0.1, derivative=0.2),
+            "adaptive": Budget(mean_gain=20.0, adaptive=True),
+        },
         "sign": {"plain": Sign()},
         "group": {
             "sequence": GroupLoss(groups=2, scope="sequence"),

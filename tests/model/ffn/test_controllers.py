@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import operator
+import statistics
 
 import pytest
 import torch
@@ -193,6 +194,39 @@ def test_controllers_meet_the_budget_and_leave_tokens_free(config: BalanceConfig
     loads = torch.stack([stats.count_E[:16] for stats in late]).sum(0).double()
     assert float(loads.std() / loads.mean()) < 0.05
     assert float(seen[0].count_E[:16].double().std() / seen[0].count_E[:16].double().mean()) > 0.3
+
+
+def test_an_adaptive_gain_settles_where_a_fixed_one_swings() -> None:
+    """Scores that lie closer together than one move: all tokens change over, and back."""
+    layout = Layout(num_ffn=16, num_zero=8, top_k=6, ffn_per_token=4.0)
+    spread, late = {}, {}
+    for adaptive in (False, True):
+        config = Budget(mu=0.01, integral=0.02, mean_gain=400.0, adaptive=adaptive)
+        rule = rule_of(config, layout)
+        means: list[float] = []
+        for step in range(300):
+            score_NE = (0.02 * noise(1024, 24, seed=step)).softmax(-1)
+            index_NS = (score_NE + bias_of(rule)).topk(6).indices
+            counts = torch.bincount(index_NS.flatten(), minlength=24)
+            means.append(float((index_NS < 16).sum()) / 1024)
+            rule.after_step(stats_of(counts.tolist(), 1024), step)
+        late[adaptive] = statistics.fmean(means[100:])
+        spread[adaptive] = statistics.pstdev(means[100:])
+    assert spread[False] > 1.0 and spread[True] < 0.3
+    assert late[True] == pytest.approx(4.0, rel=0.01)
+
+
+def test_an_adaptive_gain_follows_the_sign_of_the_shared_error() -> None:
+    many, few = [TOKENS // 2] * 6 + [0] * 2, [0] * 6 + [TOKENS] * 2
+    rule = rule_of(Budget(mean_gain=10.0, adaptive=True))
+    gains: list[float] = []
+    for counts in (many, few, many, many, *[many] * 9):
+        rule.after_step(stats_of(counts, TOKENS), 0)
+        gains.append(float(rule.state_dict()["gain"]))
+    assert gains[:4] == pytest.approx([10.0, 7.0, 4.9, 6.86])
+    assert gains[-1] == 10.0
+    fixed = rule_of(Budget(mean_gain=10.0))
+    assert "gain" not in fixed.state_dict()
 
 
 @pytest.mark.parametrize("config", [Budget(mu=5.0), Sign(rate=0.1)])

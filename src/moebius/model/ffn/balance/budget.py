@@ -5,7 +5,9 @@ assignments among T tokens; zero experts stay at bias 0, so their share follows.
 control of the bias on the load error; `integral` and `derivative` add the missing gains of a PID on
 the increments. mu decays by `decay` every `every` steps down to `floor`. `mean_gain` (ours)
 multiplies the part of the error that all FFN experts share, the error of the budget itself: it is
-far less noisy than that of one expert, so a short run may follow it much faster.
+far less noisy than that of one expert, so a short run may follow it much faster. How far scores lie
+apart decides how much of it is too much, and changes as a router learns: with `adaptive` (ours)
+`mean_gain` is the most, and the gain in use shrinks whenever the shared error changes sign.
 """
 
 import dataclasses
@@ -17,6 +19,9 @@ from moebius.model.context import Context
 from moebius.model.ffn import RouteStats
 from moebius.model.ffn.balance import BalanceConfig, BalanceRule, Layout
 from moebius.model.ffn.routers import Route
+
+# What multiplies an adaptive gain where the shared error keeps its sign, and where it changes.
+GROW, SHRINK = 1.4, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Budget(BalanceConfig):
     integral: float = 0.0
     derivative: float = 0.0
     mean_gain: float = 1.0
+    adaptive: bool = False
 
     def build(self, layout: Layout) -> BalanceRule:
         return _Budget(self, layout)
@@ -43,12 +49,15 @@ class _Budget(BalanceRule):
     bias: Tensor
     error_sum: Tensor
     error_last: Tensor
+    gain: Tensor
 
     def __init__(self, config: Budget, layout: Layout) -> None:
         super().__init__()
         self.config, self.layout = config, layout
         for name in ("bias", "error_sum", "error_last"):
             self.register_buffer(name, torch.zeros(layout.num_outputs))
+        gain = torch.tensor(config.mean_gain)
+        self.register_buffer("gain", gain, persistent=config.adaptive)
 
     def bias_E(self) -> Tensor:
         return self.bias
@@ -63,7 +72,12 @@ class _Budget(BalanceRule):
         target = layout.ffn_per_token * stats.num_tokens.double()
         slots = layout.num_ffn * layout.top_k * stats.num_tokens.clamp(min=1)
         error_E = ((target - layout.num_ffn * stats.count_E) / slots).to(self.bias.dtype)
-        error_E[: layout.num_ffn] += (config.mean_gain - 1.0) * error_E[: layout.num_ffn].mean()
+        ffn_E, mean = error_E[: layout.num_ffn], error_E[: layout.num_ffn].mean()
+        if config.adaptive:
+            kept = mean * self.error_last[: layout.num_ffn].mean() >= 0
+            moved = self.gain * torch.where(kept, GROW, SHRINK)
+            self.gain.copy_(moved.clamp(min=min(1.0, config.mean_gain), max=config.mean_gain))
+        ffn_E += (self.gain - 1.0) * mean
         error_E[layout.num_ffn :] = 0.0
         self.error_sum += error_E
         slope_E = error_E - self.error_last
