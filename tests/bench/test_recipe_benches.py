@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moebius.bench.optimizer import RECIPE, STEP, bench_optimizer
+from moebius.bench.optimizer import RECIPE, REST, STEP, bench_optimizer
 from moebius.bench.precision import BY_TORCH
 from moebius.bench.saving import BESIDE, MEANWHILE, PLAIN, STILL
 from moebius.bench.steady import _window
@@ -24,11 +24,13 @@ def test_every_rule_is_timed_on_the_weights_of_a_recipe(place: Place) -> None:
     run = override(recipe(TINY), place.fields("matmul_flops=1e9"))
     result = bench_optimizer(run, repeats=1)
     rows = {row["name"]: row for row in result["rows"]}
-    assert rows.keys() == {STEP, RECIPE, *Rule.TABLE}
-    step = rows.pop(STEP)["seconds"]
+    assert rows.keys() == {STEP, REST, RECIPE, *Rule.TABLE}
+    step, rest = rows.pop(STEP)["seconds"], rows.pop(REST)["seconds"]
     for name, row in rows.items():
         assert row["agrees"] and row["error"] < 1e-2, name
-        assert row["share"] == pytest.approx(row["seconds"] / (row["seconds"] + step))
+        whole = row["seconds"] + step
+        assert row["share"] == pytest.approx(row["seconds"] / whole)
+        assert row["own_share"] == pytest.approx((row["seconds"] - rest) / whole)
         assert row["peak_memory_bytes"] > 0
 
 

@@ -124,6 +124,21 @@ def test_published_healthy_bias_of_a_sigmoid_router_is_silent() -> None:
     assert told(run({"bias_min": -0.57, "bias_max": 0.73, "mean_score": 0.5})) == []
 
 
+def test_a_budget_that_swings_from_step_to_step_while_its_mean_holds() -> None:
+    lines = run({})
+    for i, item in enumerate(lines):
+        item["layers"]["1"] = layer() | {"ffn_mean": 3.0 if i % 2 else 1.0}
+    assert told(lines) == [
+        "unsteady budget, layer 1: FFN experts a token swing by 1 around 2 (threshold 0.6)"
+    ]
+    assert told(lines, budget_swing=0.5) == []
+
+
+def test_a_budget_that_drifts_is_not_unsteady() -> None:
+    drifting = (layer() | {"ffn_mean": 3 - i / 40} for i in range(60))
+    assert told([line(i, layers={"1": stats}) for i, stats in enumerate(drifting)]) == []
+
+
 def test_r_g_above_a_tenth() -> None:
     assert told(run({"r_g": 0.12})) == [
         "R_g, layer 1: R_g 0.12: the balance loss steers the router (threshold 0.1)"

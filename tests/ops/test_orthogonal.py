@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from moebius.ops import native
 from moebius.ops.native import missing
 from moebius.ops.orthogonal import BACKENDS, Iteration, Stack, choose, orthogonal_, step_native
+from moebius.ops.orthogonal import native as kernel
 from moebius.optim.orthogonal import polar_iteration, quintic_iteration
 
 from .compare import noise
@@ -62,6 +64,20 @@ def test_the_native_iteration_is_as_exact_as_torchs(
     want = through_singular_values(x, iteration)
     native = distance(BACKENDS["native"](x.clone(), iteration), want)
     assert native <= 1.2 * distance(BACKENDS["naive"](x.clone(), iteration), want)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_as_exact_without_amx(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *flags))
+    monkeypatch.setattr(kernel, "library", native.library.__wrapped__)
+    x = noise(2, *shape).bfloat16()
+    want = through_singular_values(x, POLAR)
+    found = distance(BACKENDS["native"](x.clone(), POLAR), want)
+    assert found <= 1.2 * distance(BACKENDS["naive"](x.clone(), POLAR), want)
 
 
 @needs_kernels

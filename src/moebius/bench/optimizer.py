@@ -1,8 +1,9 @@
 """`moebius bench optimizer`: each rule on the weights of a recipe, and its share of a step.
 
 A rule moves matrices and experts, AdamW the rest, as the roles' default has it; `recipe` is the
-recipe's own choice. The share is of the rule's time in a step with the same forward and backward. A
-rule agrees if moving weights together equals moving them one at a time (Muon batches experts).
+recipe's own choice. The share is of the optimizer's time in a step: forward, backward, clipping and
+itself. What AdamW takes for the rest is timed alone, so that a rule has its own share too. A rule
+agrees if moving weights together equals moving them one at a time (Muon batches experts).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,16 +19,19 @@ from moebius.bench.settled import begun, opened
 from moebius.bench.timing import interleaved, machine
 from moebius.config import construct, resolve
 from moebius.model.weight import named_weights
-from moebius.optim.optimizer import OptimConfig, Optimizer
+from moebius.ops.native.memory import keep_freed_memory
+from moebius.optim.optimizer import OptimConfig, Optimizer, clip_
 from moebius.optim.roles import default_roles
 from moebius.optim.rules import Rule, Slot
+from moebius.optim.rules.adamw import AdamW
 from moebius.train.passes import forward_backward
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
 from moebius.train.session import Progress
 from moebius.train.step import micro_rows
 
-RECIPE, STEP = "recipe", "forward and backward"
+RECIPE, STEP, REST = "recipe", "forward, backward, clipping", "adamw, the rest alone"
+MATRICES = ("matrix", "expert")
 # Weights that are moved one at a time, the smallest that a rule of matrices takes.
 ALONE = 4
 
@@ -36,6 +40,7 @@ def bench_optimizer(
     run: Run, *, repeats: int = 10, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Time every rule of the table; a dict of machine facts and `rows`."""
+    keep_freed_memory()  # As a session does.
     loader, device = opened(run, progress)
     state, precision = begun(run, loader, device)
     dtype, model = DTYPES[precision], state.model
@@ -45,6 +50,7 @@ def bench_optimizer(
     def step() -> None:
         model.zero_grad(set_to_none=True)
         forward_backward(model, micro, 0, dtype, run.recompute)
+        clip_([w.grad for w in model.parameters() if w.grad is not None], run.optim.clip)
 
     step()
     weights = dict(named_weights(model))
@@ -53,7 +59,11 @@ def bench_optimizer(
         name: torch.zeros_like(w) if w.grad is None else w.grad.clone()
         for name, w in weights.items()
     }
-    works, rows = {STEP: step}, {STEP: {"name": STEP, "agrees": None, "notes": []}}
+    rest = [(s, weights[s.name].clone()) for s in slots if s.role not in MATRICES]
+    adamw = Optimizer(_config(run, AdamW()), rest)
+    alone = partial(_step, adamw, {slot.name: grads[slot.name] for slot, _ in rest}, run)
+    works = {STEP: step, REST: alone}
+    rows = {name: {"name": name, "agrees": None, "notes": []} for name in works}
     for name, config in _configs(run).items():
         try:
             optimizer = Optimizer(config, [(s, weights[s.name].clone()) for s in slots])
@@ -68,9 +78,10 @@ def bench_optimizer(
         rows[name]["peak_memory_bytes"] = peak
     seconds = interleaved(works, device, repeats)
     for name, spent in seconds.items():
-        share = None if name == STEP else spent / (spent + seconds[STEP])
-        agreed = rows[name]["agrees"] is not False
-        rows[name] |= {"seconds": spent, "share": share if agreed else None}
+        rows[name]["seconds"] = spent
+        if rows[name]["agrees"]:
+            whole = seconds[STEP] + spent
+            rows[name] |= {"share": spent / whole, "own_share": (spent - seconds[REST]) / whole}
     return {**machine(device, dtype, run.matmul_flops), "rows": list(rows.values())}
 
 
@@ -87,13 +98,14 @@ def _peak(optimizer: Optimizer, step: Callable[[], None], device: torch.device) 
 
 def _configs(run: Run) -> dict[str, OptimConfig]:
     """The optimizer of each rule: its class by default, AdamW beside it."""
-    found = {RECIPE: run.optim}
-    for name, spec in Rule.TABLE.items():
-        rule = construct(resolve(spec), {})
-        roles = default_roles(matrix=rule)
-        values = {"roles": roles, "weight_decay": run.optim.weight_decay, "clip": run.optim.clip}
-        found[name] = OptimConfig(lr=run.optim.lr, schedule=run.optim.schedule, **values)
-    return found
+    rules = {name: construct(resolve(spec), {}) for name, spec in Rule.TABLE.items()}
+    return {RECIPE: run.optim, **{name: _config(run, rule) for name, rule in rules.items()}}
+
+
+def _config(run: Run, rule: Rule) -> OptimConfig:
+    values = {"weight_decay": run.optim.weight_decay, "clip": run.optim.clip}
+    roles = default_roles(matrix=rule)
+    return OptimConfig(lr=run.optim.lr, schedule=run.optim.schedule, roles=roles, **values)
 
 
 def _step(optimizer: Optimizer, grads: Mapping[str, Tensor], run: Run) -> None:
@@ -109,7 +121,7 @@ def _alone_error(
     run: Run,
 ) -> float:
     """How far a few weights moved together are from the same moved one at a time."""
-    matrices = [s for s in slots if s.role in ("matrix", "expert")]
+    matrices = [s for s in slots if s.role in MATRICES]
     few = sorted(matrices, key=lambda s: weights[s.name].numel())[:ALONE]
     together = _moved(config, few, weights, grads, run)
     errors = [0.0]

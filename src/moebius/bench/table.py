@@ -63,6 +63,7 @@ COLUMNS: Sequence[tuple[str, str, Form]] = (
     ("resident_bytes", "held", _bytes),
     ("optimizer_share", "optimizer", "{:.1%}".format),
     ("share", "of step", "{:.1%}".format),
+    ("own_share", "its own", "{:.1%}".format),
     ("data_share", "data", "{:.2%}".format),
     ("ffn_per_token", "FFN/token", "{:.2f}".format),
     ("max_load", "max load", "{:.2f}".format),

@@ -1,9 +1,11 @@
 """Alarms: signs that a Mixture-of-Experts run goes wrong while its loss may still look fine.
 
-Each condition is judged on the median over a window of logged lines, so that neither one noisy
-line nor the first steps raise it. R_g and Adam's eps follow LongCat-Flash (2509.01322, 3.1.3). A
-layer collapses when its max load nears 1/S, the share of an expert that every token picks, or when
-exp(entropy) is far below the number of experts. Letters: E router outputs, S selected.
+Each condition is judged over a window of logged lines, most by its median, so that neither one
+noisy line nor the first steps raise it. R_g and Adam's eps follow LongCat-Flash (2509.01322,
+3.1.3). A layer collapses when its max load nears 1/S, the share of an expert that every token
+picks, or when exp(entropy) is far below the number of experts.
+
+Letters: E router outputs, S selected.
 """
 
 import statistics
@@ -25,6 +27,8 @@ class AlarmConfig:
 
     `bias_range` counts mean scores. Healthy controllers stay within a few of them (the bias has to
     correct differences of that size); at 30 it is the bias that chooses, not the token.
+    `budget_swing` is the standard deviation of FFN experts a token over the window, by their mean;
+    0.15 has been seen in healthy runs, 0.6 where a layer leapt between no expert and all.
     """
 
     window: int = runtime(10)
@@ -34,6 +38,7 @@ class AlarmConfig:
     collapse_experts: float = runtime(0.25)
     dead_experts: int = runtime(0)
     bias_range: float = runtime(30.0)
+    budget_swing: float = runtime(0.3)
     r_g: float = runtime(0.1)
     eps_factor: float = runtime(1e3)
 
@@ -75,6 +80,7 @@ class Alarms:
                 self._collapse(place, stats),
                 self._dead(place, stats),
                 self._bias(place, stats),
+                self._swing(place, stats),
                 self._r_g(place, stats),
             ]
         measured = line.get("roles", {})
@@ -124,6 +130,17 @@ class Alarms:
             return None
         text = f"bias range {middle:.3g} against a mean score of {mean_score:.3g}"
         return self._say("saturated bias", place, f"{text} (threshold {limit:.3g})")
+
+    def _swing(self, place: str, stats: Mapping[str, Any]) -> str | None:
+        means = self._window("ffn_mean", place, number(stats, "ffn_mean"))
+        if not means:
+            return None
+        middle, swing = statistics.fmean(means), statistics.pstdev(means)
+        limit = self._config.budget_swing * middle
+        if swing <= limit:
+            return None
+        text = f"FFN experts a token swing by {swing:.3g} around {middle:.3g}"
+        return self._say("unsteady budget", place, f"{text} (threshold {limit:.3g})")
 
     def _r_g(self, place: str, stats: Mapping[str, Any]) -> str | None:
         middle = self._median("r_g", place, number(stats, "r_g"))

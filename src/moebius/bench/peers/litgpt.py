@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moebius.bench.peers import Peer
 from moebius.bench.peers.expressed import Expressed, express, under_their_names
-from moebius.bench.peers.plain import ROWS, Plain, agree, errors_of, of_ours, rule_of
+from moebius.bench.peers.plain import Grads, Plain, agree, errors_of, rule_of
 from moebius.bench.stepper import Place
 from moebius.data.loader import Batch
 from moebius.model.weight import initialise
@@ -57,19 +57,14 @@ def prepare(run: Run, batch: Batch, device: torch.device, folder: Path) -> Peer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(_renamed(expressed, config, model.state_dict()), folder / "model.safetensors")
-    part, errors = batch.rows(0, ROWS).to(device), {}
-    model = model.to(device)
-    for low in (torch.float32, dtype) if dtype != torch.float32 else (torch.float32,):
-        loss, grads = of_ours(model, part, low)
-        peer = _loaded(folder, low).to(device).train()
-        mean = peer_loss(peer, part)
-        mean.backward()
-        theirs = {
-            name: (torch.zeros_like(x) if x.grad is None else x.grad).cpu()
-            for name, x in peer.named_parameters()
-        }
-        ours = (loss, _renamed(expressed, config, grads))
-        errors |= errors_of(ours, (float(mean.detach()), theirs), low == torch.float32)
+    errors = errors_of(
+        model.to(device),
+        batch.to(device),
+        dtype,
+        lambda low: _loaded(folder, low).to(device),
+        peer_loss,
+        lambda ours, theirs: (_renamed(expressed, config, ours), theirs),
+    )
     options = {"folder": str(folder), "adamw": dataclasses.asdict(rule_of(run))}
     notes = (*expressed.notes, "sees each row as one text, without a document mask")
     return Peer("litgpt", SPEC, options, errors, agree(errors), notes)
@@ -110,9 +105,7 @@ def _config(expressed: Expressed, length: int) -> dict[str, Any]:
     return found
 
 
-def _renamed(
-    expressed: Expressed, config: dict[str, Any], tensors: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def _renamed(expressed: Expressed, config: dict[str, Any], tensors: Grads) -> dict[str, Tensor]:
     """Tensors of our model as those of theirs, by their converter."""
     convert = _module("litgpt.scripts.convert_hf_checkpoint")
     made: dict[str, Tensor] = {}

@@ -1,10 +1,11 @@
-"""What peers share: our model's plain loss and gradients, and a torch module that steps AdamW.
+"""What peers share: a comparison with our loss and gradients, and a torch module that steps AdamW.
 
 A peer keeps its weights in the dtype of the run (pure bf16) and steps torch's fused AdamW with the
 run's betas, weight decay and clipping. It sees each row as one text.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,33 +32,55 @@ def rule_of(run: Run) -> AdamW:
     return next((rule for rule in rules if isinstance(rule, AdamW)), AdamW())
 
 
-def of_ours(model: LM, batch: Batch, dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss of plain rows, and every gradient, on the CPU."""
+Grads = Mapping[str, Tensor]
+
+
+def errors_of(
+    model: LM,
+    batch: Batch,
+    dtype: torch.dtype,
+    load: Callable[[torch.dtype], Any],
+    loss: Callable[[Any, Batch], Tensor],
+    paired: Callable[[Grads, Grads], tuple[Grads, Grads]],
+) -> dict[str, float]:
+    """Of a peer's loss and gradients on plain rows against ours: in fp32, then in `dtype` too.
+
+    `load` makes the peer in a dtype, with our weights, on our device; `paired` gives our gradients
+    and theirs, on the CPU, equal names. In low precision the gradients' norms are compared.
+    """
+    rows, errors = batch.rows(0, ROWS), {}
+    for low in dict.fromkeys((torch.float32, dtype)):
+        mine = _of_ours(model, rows, low)
+        peer = load(low).train()
+        mean = loss(peer, rows)
+        mean.backward()
+        ours, theirs = paired(mine[1], _grads(peer.state_dict(keep_vars=True)))
+        errors |= _errors(mine[0] / float(mean.detach()) - 1, ours, theirs, low == torch.float32)
+    return errors
+
+
+def _of_ours(model: LM, batch: Batch, dtype: torch.dtype) -> tuple[float, Grads]:
     model.zero_grad(set_to_none=True)
     ctx = Context.continuing(batch.tokens_BT, 0)
     total = model.loss(batch.tokens_BT, batch.targets_BT, ctx, dtype=dtype).total
     mean = total / batch.tokens_BT.numel()
     mean.backward()
-    grads = {
-        name: (torch.zeros_like(w) if w.grad is None else w.grad).cpu()
-        for name, w in named_weights(model)
+    return float(mean.detach()), _grads(named_weights(model))
+
+
+def _grads(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Grads:
+    return {
+        name: (torch.zeros_like(w) if w.grad is None else w.grad).float().cpu()
+        for name, w in dict(weights).items()
     }
-    return float(mean.detach()), grads
 
 
-def errors_of(
-    mine: tuple[float, dict[str, Tensor]], other: tuple[float, dict[str, Tensor]], exact: bool
-) -> dict[str, float]:
-    """Of a peer's loss and gradients (by equal names) against ours; in low precision their norm."""
-    loss = abs(mine[0] - other[0]) / other[0]
-    flats = [
-        torch.cat([grads[name].flatten().float() for name in mine[1]])
-        for grads in (mine[1], other[1])
-    ]
+def _errors(loss: float, ours: Grads, theirs: Grads, exact: bool) -> dict[str, float]:
+    flats = [torch.cat([grads[name].flatten() for name in ours]) for grads in (ours, theirs)]
     if exact:
-        return {"loss": loss, "gradient": relative(flats[1], flats[0])}
+        return {"loss": abs(loss), "gradient": relative(flats[1], flats[0])}
     norms = [float(flat.double().norm()) for flat in flats]
-    return {"loss_low": loss, "gradient_norm_low": abs(norms[0] / norms[1] - 1)}
+    return {"loss_low": abs(loss), "gradient_norm_low": abs(norms[0] / norms[1] - 1)}
 
 
 def agree(errors: dict[str, float]) -> bool:

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from moebius.bench.memory import trim
 from moebius.bench.peers import Peer
-from moebius.bench.peers.expressed import Expressed, express, under_our_names, write_folder
-from moebius.bench.peers.plain import ROWS, Plain, agree, errors_of, of_ours, rule_of
+from moebius.bench.peers.expressed import express, under_our_names, write_folder
+from moebius.bench.peers.plain import Plain, agree, errors_of, rule_of
 from moebius.bench.stepper import Place
 from moebius.bench.timing import seconds_of
 from moebius.data.loader import Batch
-from moebius.model.lm import LM
 from moebius.model.weight import initialise
 from moebius.train.precision import DTYPES
 from moebius.train.run import Run
@@ -53,7 +52,14 @@ def prepare(run: Run, batch: Batch, device: torch.device, folder: Path) -> Peer:
     model = expressed.model.build(run.vocab)
     initialise(model, run.seed)
     write_folder(expressed, model, folder)
-    errors = _errors(expressed, model, batch.rows(0, ROWS), device, DTYPES[run.precision], folder)
+    errors = errors_of(
+        model.to(device),
+        batch.to(device),
+        DTYPES[run.precision],
+        lambda low: _loaded(folder, low).to(device),
+        peer_loss,
+        lambda ours, theirs: (ours, under_our_names(expressed, theirs)),
+    )
     return Peer(
         "transformers",
         SPEC,
@@ -62,30 +68,6 @@ def prepare(run: Run, batch: Batch, device: torch.device, folder: Path) -> Peer:
         agree(errors),
         (*expressed.notes, "sees each row as one text, without a document mask"),
     )
-
-
-def _errors(
-    expressed: Expressed,
-    model: LM,
-    batch: Batch,
-    device: torch.device,
-    dtype: torch.dtype,
-    folder: Path,
-) -> dict[str, float]:
-    batch, model = batch.to(device), model.to(device)
-    errors: dict[str, float] = {}
-    for low in (torch.float32, dtype) if dtype != torch.float32 else (torch.float32,):
-        mine = of_ours(model, batch, low)
-        peer = _loaded(folder, low).to(device).train()
-        mean = peer_loss(peer, batch)
-        mean.backward()
-        given = {
-            name: torch.zeros_like(x) if x.grad is None else x.grad
-            for name, x in peer.state_dict(keep_vars=True).items()
-        }
-        grads = under_our_names(expressed, {name: x.float().cpu() for name, x in given.items()})
-        errors |= errors_of(mine, (float(mean.detach()), grads), low == torch.float32)
-    return errors
 
 
 def peer_loss(model: Any, batch: Batch) -> Tensor:

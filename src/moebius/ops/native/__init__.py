@@ -1,8 +1,9 @@
 """Kernels for the CPU in C++, compiled once on the machine they run on.
 
 An op that has one keeps it beside its naive twin, as `native.cpp`; all are plain C functions over
-raw memory, and share `kernels.h`. They need Linux, a CPU with AVX512-BF16 (AMX is used where there
-is one), and a C++ compiler; without, `missing` says what lacks and the ops take their torch path.
+raw memory, and share the headers here. They need Linux, a CPU with AVX512-BF16 (AMX is used where
+there is one), and a C++ compiler; without, `missing` says what lacks and the ops take their torch
+path.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
-HEADER = Path(__file__).with_name("kernels.h")
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
 COMPILERS = ("g++", "clang++", "c++")
 
@@ -89,7 +90,7 @@ def threads() -> ctypes.c_int64:
 
 def _command(source: Path, made: Path) -> list[str]:
     compiler = next(found for found in map(shutil.which, COMPILERS) if found)
-    includes = [f"-I{path}" for path in (HEADER.parent, *include_paths())]
+    includes = [f"-I{path}" for path in (Path(__file__).parent, *include_paths())]
     libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
     ends = ["-ltorch_cpu", "-lc10", "-o", str(made)]
     return [compiler, *FLAGS, *includes, str(source), *libraries, *ends]
@@ -103,7 +104,7 @@ def _cpu() -> str:
 
 
 def _key(source: Path) -> str:
-    parts = [source.read_bytes(), HEADER.read_bytes()]
+    parts = [path.read_bytes() for path in (source, *HEADERS)]
     parts += [text.encode() for text in (*FLAGS, torch.__version__, torch.__file__, _cpu())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

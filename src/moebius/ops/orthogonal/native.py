@@ -4,6 +4,7 @@
 M matrices in a stack, R rows, C columns, both multiples of 32.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,17 +46,11 @@ def step_native(
 ) -> None:
     """m <- lerp(m, g, 1 - momentum), w <- keep * w - rate * orthogonal(direction), in place."""
     # The largest first, so that all threads end at about the same time.
-    ordered = sorted(stacks, key=lambda stack: -stack.weight_MRC[0].numel())
-    matrices, rates = [], []
-    for stack in ordered:
-        number, rows, cols = stack.weight_MRC.shape
-        starts = [address(x).value or 0 for x in stack[:3]]
-        for m in range(number):
-            apart = m * rows * cols * stack.weight_MRC.element_size()
-            matrices.append([*(start + apart for start in starts), rows, cols])
-        rates += [stack.rate] * number
+    ordered = sorted(stacks, key=lambda stack: -math.prod(stack.weight_MRC.shape[1:]))
+    rows = [[*(address(x).value for x in stack[:3]), *stack.weight_MRC.shape] for stack in ordered]
+    table = torch.tensor(rows)
+    rates = torch.tensor([stack.rate for stack in ordered], dtype=torch.float64)
     polynomials = torch.tensor(iteration.polynomials, dtype=torch.float64)
-    table, rates = torch.tensor(matrices), torch.tensor(rates, dtype=torch.float64)
     library(SOURCE).muon(
         address(table),
         address(rates),

@@ -107,10 +107,13 @@ class Muon(Rule):
     ) -> None:
         rows = zip(slots, params, grads, states, strict=True)
         weights = [_matrices(*row) for row in rows]
-        fused = [weight for weight in weights if self._fuses(weight)]
+        fused: list[Matrices] = []
+        others: list[Matrices] = []
+        for weight in weights:
+            (fused if self._fuses(weight) else others).append(weight)
         if fused:
             self._step_native(fused, lr, weight_decay)
-        for piece in _pieces([weight for weight in weights if not self._fuses(weight)]):
+        for piece in _pieces(others):
             updates = self._orthogonal(piece).split([len(part.weight_MRC) for part in piece])
             for part, update_MRC in zip(piece, updates, strict=True):
                 self._apply(part, update_MRC, lr, weight_decay)
