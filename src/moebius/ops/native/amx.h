@@ -10,7 +10,8 @@
 
 namespace moebius {
 
-// This thread's tiles while it lives, without brgemm in between; `allowed` is false where it has none.
+// This thread's tiles while it lives; no brgemm meanwhile, which shapes them for itself. `allowed`
+// is false where there are none.
 class Tiles {
  public:
   static constexpr int64_t SIDE = 32;  // of the sums of one product
@@ -30,18 +31,18 @@ class Tiles {
     if (allowed) _tile_release();
   }
 
-  // C[32,32] = A[32,K] B[K,32], K a multiple of 32. A lies in blocks of 32 columns, each contiguous;
-  // B is a packed panel. meanwhile(k), after every 32 of K, must not read C or write A or B.
+  // C[32,32] = A[32,K] B[K,32], K a multiple of 32. A lies in blocks of 32 x 32, each contiguous; B
+  // is a packed panel. meanwhile(k), after every 32 of K, must not read C or write A or B.
   template <typename Meanwhile>
   void product(int64_t K, const bf16* a, const bf16* b, float* c, Meanwhile meanwhile) const {
-    if (K > 128) deep_product<true>(K, a, b, c, meanwhile);
-    else deep_product<false>(K, a, b, c, meanwhile);
+    if (K > 128) multiply<true>(K, a, b, c, meanwhile);
+    else multiply<false>(K, a, b, c, meanwhile);
   }
 
  private:
-  // STREAM: past the first cache, which the panels of a large K need for themselves.
+  // STREAM: read A past the first cache, which the panel of a large K needs for itself.
   template <bool STREAM, typename Meanwhile>
-  void deep_product(int64_t K, const bf16* a, const bf16* b, float* c, Meanwhile meanwhile) const {
+  void multiply(int64_t K, const bf16* a, const bf16* b, float* c, Meanwhile meanwhile) const {
     constexpr int64_t row = SIDE * sizeof(bf16), pairs = 2 * row, sums = SIDE * sizeof(float);
     asm volatile("" ::: "memory");  // the compiler does not know what tiles read
     _tile_zero(0);

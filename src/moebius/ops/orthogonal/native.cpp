@@ -4,8 +4,8 @@
 // and map P = bA + cA^2 are symmetric: only blocks on and below the diagonal are computed, then
 // mirrored. Operands are bf16, sums fp32, as in the torch path. All lie in blocks of 32 x 32, each
 // row-major and contiguous: rows a power of two apart would share few sets of the cache. Right
-// operands are packed a panel of 32 columns at a time, even columns before odd ones, so that neither
-// packing them nor rounding sums to bf16 has to shuffle.
+// operands are packed a panel of 32 columns at a time, even columns before odd ones, so that
+// neither packing them nor rounding sums to bf16 has to shuffle.
 #include <cmath>
 
 #include "amx.h"
@@ -84,8 +84,8 @@ inline void tile(int64_t K, const bf16* a, const bf16* panel, int64_t first, Eac
 }
 
 // each(at, row) for all rows of all blocks of A[rows, K] B[K, cols], `at` where a row lies; or for
-// those of the blocks from the diagonal down. pack_block(k, n, out) packs a block of B. What a block's
-// sums are for is done while the tiles are busy with the next block.
+// those of the blocks from the diagonal down. pack_block(k, n, out) packs a block of B. What a
+// block's sums are for is done while the tiles are busy with the next block.
 template <typename Pack, typename Each>
 void products(int64_t rows, int64_t cols, bool lower, int64_t K, const bf16* a, Scratch& s,
               Pack pack_block, Each each) {
@@ -272,7 +272,7 @@ void strip_out(const bf16* x, int64_t first, int64_t cols, bool tall, int64_t C,
   }
 }
 
-// read(first, strip) gives 32 rows of a matrix, write(first, strip) takes them when it is orthogonal.
+// read(first, strip) gives 32 rows of a matrix, write(first, strip) takes them once orthogonal.
 template <typename Read, typename Write>
 void orthogonalise(int64_t rows, int64_t cols, const Iteration& iteration, Scratch& s, Read read,
                    Write write) {
