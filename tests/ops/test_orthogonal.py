@@ -90,6 +90,15 @@ def test_matrices_below_eps_are_divided_by_eps_and_zeros_stay_zero() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("bound", [polar_iteration, quintic_iteration])
+def test_zeros_stay_zero_with_the_smallest_eps(
+    bound: Callable[[int, float], Iteration],
+) -> None:
+    zeros = torch.zeros(1, 64, 96, dtype=torch.bfloat16)
+    assert torch.equal(orthogonal_(zeros.clone(), bound(5, 1e-30)), zeros)
+
+
+@needs_kernels
 @pytest.mark.parametrize("shape", [(96, 160), (160, 96)])
 def test_neither_neighbours_nor_threads_change_a_bit(
     shape: tuple[int, int], set_threads: Callable[[int], None]

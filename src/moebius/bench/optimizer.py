@@ -18,7 +18,7 @@ from moebius.bench.memory import Memory
 from moebius.bench.settled import begun, opened
 from moebius.bench.timing import interleaved, machine
 from moebius.config import construct, resolve
-from moebius.model.weight import named_weights
+from moebius.model.weight import PRODUCT_ROLES, named_weights
 from moebius.ops.native.memory import keep_freed_memory
 from moebius.optim.optimizer import OptimConfig, Optimizer, clip_
 from moebius.optim.roles import default_roles
@@ -31,7 +31,6 @@ from moebius.train.session import Progress
 from moebius.train.step import micro_rows
 
 RECIPE, STEP, REST = "recipe", "forward, backward, clipping", "adamw, the rest alone"
-MATRICES = ("matrix", "expert")
 # Weights that are moved one at a time, the smallest that a rule of matrices takes.
 ALONE = 4
 
@@ -59,7 +58,7 @@ def bench_optimizer(
         name: torch.zeros_like(w) if w.grad is None else w.grad.clone()
         for name, w in weights.items()
     }
-    rest = [(s, weights[s.name].clone()) for s in slots if s.role not in MATRICES]
+    rest = [(s, weights[s.name].clone()) for s in slots if s.role not in PRODUCT_ROLES]
     adamw = Optimizer(_config(run, AdamW()), rest)
     alone = partial(_step, adamw, {slot.name: grads[slot.name] for slot, _ in rest}, run)
     works = {STEP: step, REST: alone}
@@ -121,7 +120,7 @@ def _alone_error(
     run: Run,
 ) -> float:
     """How far a few weights moved together are from the same moved one at a time."""
-    matrices = [s for s in slots if s.role in MATRICES]
+    matrices = [s for s in slots if s.role in PRODUCT_ROLES]
     few = sorted(matrices, key=lambda s: weights[s.name].numel())[:ALONE]
     together = _moved(config, few, weights, grads, run)
     errors = [0.0]

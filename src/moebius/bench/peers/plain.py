@@ -20,6 +20,7 @@ from moebius.model.weight import named_weights
 from moebius.optim.rules.adamw import AdamW
 from moebius.train.run import Run
 
+Grads = Mapping[str, Tensor]
 # Relative, by what is compared. In fp32 a near-tie of a router may fall the other way for a token.
 TOLERANCE = {"loss": 1e-5, "gradient": 2e-2, "loss_low": 1e-2, "gradient_norm_low": 5e-2}
 # Rows of the batch that are compared.
@@ -30,9 +31,6 @@ def rule_of(run: Run) -> AdamW:
     """The AdamW of a run, or its defaults where the run has none."""
     rules = [role.rule for role in run.optim.roles.values()]
     return next((rule for rule in rules if isinstance(rule, AdamW)), AdamW())
-
-
-Grads = Mapping[str, Tensor]
 
 
 def errors_of(
@@ -54,7 +52,7 @@ def errors_of(
         peer = load(low).train()
         mean = loss(peer, rows)
         mean.backward()
-        ours, theirs = paired(mine[1], _grads(peer.state_dict(keep_vars=True)))
+        ours, theirs = paired(mine[1], _grads(peer.state_dict(keep_vars=True).items()))
         errors |= _errors(mine[0] / float(mean.detach()) - 1, ours, theirs, low == torch.float32)
     return errors
 
@@ -68,10 +66,10 @@ def _of_ours(model: LM, batch: Batch, dtype: torch.dtype) -> tuple[float, Grads]
     return float(mean.detach()), _grads(named_weights(model))
 
 
-def _grads(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Grads:
+def _grads(weights: Iterable[tuple[str, Tensor]]) -> Grads:
     return {
         name: (torch.zeros_like(w) if w.grad is None else w.grad).float().cpu()
-        for name, w in dict(weights).items()
+        for name, w in weights
     }
 
 

@@ -15,6 +15,8 @@ using namespace moebius;
 
 namespace {
 constexpr int64_t BLOCK = Tiles::SIDE;
+// How many values ahead a stream from memory is asked for, past where the CPU itself does so.
+constexpr int64_t AHEAD = 512;
 
 // Memory that will be read later, asked for a few cache lines at a time.
 struct Later {
@@ -153,6 +155,7 @@ void pack_columns(const bf16* block, bf16* out) {
   }
 }
 
+// As `transpose`, without the shuffles by which it interleaves rows of other widths.
 void transpose_block(const bf16* from, int64_t from_stride, bf16* to, int64_t to_stride) {
   __m512i evens[16], odds[16];
   for (int64_t m = 0; m < 16; ++m) {
@@ -219,6 +222,7 @@ Scale scale_gram(int64_t R, const Iteration& iteration, bf16* gram) {
   for (int64_t i = 0; i < R; i += BLOCK)
     for (int64_t m = 0; m < BLOCK; ++m)
       trace += static_cast<float>(gram[place(i, i, R) + m * (BLOCK + 1)]);
+  if (trace == 0) return {1, 1};  // zeros, which no eps, however small, may turn into NaN
   const double most = std::max(std::sqrt(trace), iteration.eps);
   const double power = std::exp2(-std::floor(std::log2(most)));
   const __m512 factor = _mm512_set1_ps(power * power);
@@ -346,7 +350,8 @@ extern "C" void muon(const Stack* stacks, const double* rates, int64_t count_sta
     const float* grad = own.grad + matrix * size;
     const auto direction = [&](int64_t first, bf16* strip) {
       for (int64_t n = first * own.cols, end = n + some; n < end; n += 16, strip += 16) {
-        _mm_prefetch(grad + n + 512, _MM_HINT_T0); _mm_prefetch(moment + n + 512, _MM_HINT_T0);
+        _mm_prefetch(grad + n + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(moment + n + AHEAD, _MM_HINT_T0);
         const __m512 given = load16(grad + n);
         const __m512 moved = lerp16(load16(moment + n), given, 1 - momentum);
         store16(moment + n, moved);
@@ -356,7 +361,7 @@ extern "C" void muon(const Stack* stacks, const double* rates, int64_t count_sta
     const __m512 rate = _mm512_set1_ps(rates[stack]);
     const auto move = [&](int64_t first, const bf16* strip) {
       for (int64_t n = first * own.cols, end = n + some; n < end; n += 16, strip += 16) {
-        _mm_prefetch(weight + n + 512, _MM_HINT_T0);
+        _mm_prefetch(weight + n + AHEAD, _MM_HINT_T0);
         const __m512 kept = _mm512_mul_ps(keeps, load16(weight + n));
         store16(weight + n, _mm512_fnmadd_ps(rate, load16(strip), kept));
       }
