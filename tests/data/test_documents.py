@@ -8,15 +8,22 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from moebius.data.documents import LIBRARY, Split, find_split, open_corpus
 
 
-def test_library_leaves_tests_out() -> None:
-    corpus = open_corpus(LIBRARY)
-    root = Path(sysconfig.get_path("stdlib"))
+@pytest.mark.parametrize(
+    "name, root, one",
+    [
+        (LIBRARY, Path(sysconfig.get_path("stdlib")), "argparse.py"),
+        ("python:torch", Path(torch.__file__).parent, "nn/functional.py"),
+    ],
+)
+def test_python_source_leaves_tests_out(name: str, root: Path, one: str) -> None:
+    corpus = open_corpus(name)
     keys = [file.key for file in corpus.files]
-    assert keys == sorted(keys) and "argparse.py" in keys
+    assert keys == sorted(keys) and one in keys
     excluded = {"test", "tests", "idle_test", "pydoc_data", "site-packages"}
     wanted = {
         path.relative_to(root).as_posix()
@@ -40,6 +47,13 @@ def test_folder_is_sorted_and_counts_what_it_passes_over(tmp_path: Path) -> None
         "unreadable file": 1,
         "link to a folder": 1,
     }
+
+
+@pytest.mark.parametrize("name", ["python:nowhere", "python:this", "python:torch.nn", "python:"])
+def test_what_is_no_installed_package_is_said(name: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.path") as caught:
+        open_corpus(name)
+    assert repr(name) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "only-images", "empty.txt", "hf:nowhere"])

@@ -1,7 +1,8 @@
 """What to read: the data part of a recipe.
 
 A corpus is one path, or several sources with weights. A path is `python:stdlib` (the library of
-this Python), a file, a folder, or a dataset of the Hugging Face hub (`hf:OWNER/NAME`, `hf:FOLDER`).
+this Python), `python:PACKAGE` (the source of an installed package), a file, a folder, or a dataset
+of the Hugging Face hub (`hf:OWNER/NAME`, `hf:FOLDER`).
 `max_bytes` caps the text taken from each source, in reading order. `tokenizer` is the path of a
 `tokenizer.json` to use as it is, else one is trained; `document` names its token that opens a
 document. `seed` orders documents and never changes the shards, nor do weights and epochs.

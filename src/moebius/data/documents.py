@@ -7,6 +7,7 @@ corpus of one plain file is cut into documents of their own, so that it has a he
 """
 
 import hashlib
+import importlib.util
 import os
 import stat
 import sysconfig
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+PYTHON = "python:"
 LIBRARY = "python:stdlib"
 HUB = "hf:"
 LIBRARY_EXCLUDED = frozenset(
@@ -144,8 +146,8 @@ def kind_of(name: str) -> str | None:
 
 def open_corpus(path: str) -> Corpus:
     """List a source's files. Raises ValueError where there is nothing to read; reads no text."""
-    if path == LIBRARY:
-        return _library()
+    if path.startswith(PYTHON):
+        return _python(path)
     if path.startswith(HUB):
         return _hub(path)
     place = Path(path).expanduser()
@@ -192,21 +194,35 @@ def _file(key: str, path: Path) -> File | None:
     return File(key, path, status.st_size, status.st_mtime_ns)
 
 
-def _library() -> Corpus:
-    root = Path(sysconfig.get_path("stdlib"))
+def _python(name: str) -> Corpus:
+    """The .py files of the standard library, or of an installed package, tests left out."""
+    root = _package(name)
     files = []
     for folder, names, files_here in os.walk(root):
         names[:] = sorted(set(names) - LIBRARY_EXCLUDED)
-        paths = [Path(folder, name) for name in sorted(files_here) if name.endswith(".py")]
+        paths = [Path(folder, file) for file in sorted(files_here) if file.endswith(".py")]
         files += [_file(path.relative_to(root).as_posix(), path) for path in paths]
     readable = tuple(file for file in files if file is not None)
     if not readable:
-        raise ValueError(f"data.path: this Python keeps no library source in {root}")
+        raise ValueError(f"data.path: {name!r} has no Python source in {root}")
     tally = Tally()
     for _ in range(len(files) - len(readable)):
         tally.skip("unreadable file")
     ordered = tuple(sorted(readable, key=lambda file: file.key))
-    return Corpus(LIBRARY, str(root.resolve()), ordered, tally)
+    return Corpus(name, str(root.resolve()), ordered, tally)
+
+
+def _package(name: str) -> Path:
+    """Where the source lies, found without importing it."""
+    package = name.removeprefix(PYTHON)
+    if name == LIBRARY:
+        return Path(sysconfig.get_path("stdlib"))
+    if not package.isidentifier():
+        raise ValueError(f"data.path: {name!r} must be {LIBRARY}, or a package as python:torch")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"data.path: {name!r} is no package installed beside this Python")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _walk(root: Path, tally: Tally) -> list[File]:

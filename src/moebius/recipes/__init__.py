@@ -15,7 +15,7 @@ from moebius.train.run import Run
 
 TABLE: Mapping[str, str] = {
     "quickstart": "moebius.recipes.quickstart:quickstart",
-    "quickstart-narrow": "moebius.recipes.quickstart:narrow",
+    "pico": "moebius.recipes.pico:pico",
     "bench-longcat": "moebius.recipes.bench:bench_longcat",
     "bench-qwen3moe": "moebius.recipes.bench:bench_qwen3moe",
     "bench-llama": "moebius.recipes.bench:bench_llama",

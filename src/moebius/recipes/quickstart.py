@@ -29,20 +29,10 @@ BUDGET = Budget(mu=0.01, integral=0.02, mean_gain=400.0)
 
 def quickstart() -> Run:
     """A LongCat-style MoE on this machine's Python library: no download, minutes on a CPU."""
-    return _wide("quickstart", 256, BUDGET)
-
-
-def narrow() -> Run:
-    """Quickstart at half its width, which sees more tokens a parameter in the same time."""
-    # Its scores lie so close together that a fixed gain swings between no FFN expert and all.
-    return _wide("quickstart-narrow", 128, dataclasses.replace(BUDGET, adaptive=True))
-
-
-def _wide(name: str, width: int, budget: Budget) -> Run:
     mixer = MLA(
-        heads=width // 64,
-        q_rank=width // 2,
-        kv_rank=width // 4,
+        heads=4,
+        q_rank=128,
+        kv_rank=64,
         nope_width=32,
         rope_width=32,
         v_width=64,
@@ -54,23 +44,22 @@ def _wide(name: str, width: int, budget: Budget) -> Run:
         zero_experts=20,
         top_k=4,
         ffn_per_token=3.0,
-        expert_width=3 * width // 4,
+        expert_width=192,
         split=2.0,
-        balance=(budget, GroupLoss()),
+        balance=(BUDGET, GroupLoss()),
     )
-    layer = ScMoE(mixer=mixer, dense=Dense(2 * width), moe=moe)
+    layer = ScMoE(mixer=mixer, dense=Dense(512), moe=moe)
     roles = default_roles()
     roles["expert"] = Role(AdamW(), lr=0.7)
     # Vectors looked up by token see few gradients each; the router must not outrun its controller.
     roles["embedding"] = dataclasses.replace(roles["embedding"], lr=40.0)
     roles["router"] = dataclasses.replace(roles["router"], lr=0.03)
     return Run(
-        name=name,
-        model=ModelConfig(width=width, layers=2 * (layer,), ends=(HiddenZ(),)),
+        name="quickstart",
+        model=ModelConfig(width=256, layers=2 * (layer,), ends=(HiddenZ(),)),
         data=DataConfig(path="python:stdlib"),
         optim=OptimConfig(
-            # Tuned at both widths.
-            lr=0.006 * 256 / width,
+            lr=0.006,
             weight_decay=0.1,
             clip=1.0,
             schedule=WSD(warmup="2%", decay="50%"),

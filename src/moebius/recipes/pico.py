@@ -1,0 +1,54 @@
+"""The pico: a MoE so small that it sees thirty tokens for each active parameter in minutes.
+
+Qwen3-MoE's parts (GQA with normed heads, renormalised softmax, no shared expert) at width 64, on
+the source of the installed torch, which is the same for everybody and large enough not to be read
+twice. It is where a MoE is compared with its dense twin by the clock (`moebius lab race pico`): a
+wider one is starved of tokens on a CPU, and then capacity, all that a MoE adds, is worth nothing.
+"""
+
+import dataclasses
+
+from moebius.data.config import DataConfig
+from moebius.model.block.prenorm import PreNorm
+from moebius.model.ends.hidden_z import HiddenZ
+from moebius.model.ffn.balance.switch import SwitchLoss
+from moebius.model.ffn.moe import MoE
+from moebius.model.ffn.routers.softmax import Softmax
+from moebius.model.lm import ModelConfig
+from moebius.model.mixers.gqa import GQA
+from moebius.optim.optimizer import OptimConfig
+from moebius.optim.roles import default_roles
+from moebius.optim.schedules.wsd import WSD
+from moebius.train.run import Run
+
+
+def pico() -> Run:
+    """A Qwen3-like MoE on the source of torch: 32 experts, two for each token."""
+    mixer = GQA(heads=2, kv_heads=2, head_width=32, rope_base=10_000.0, qk_norm="head")
+    moe = MoE(
+        experts=32,
+        expert_width=128,
+        top_k=2,
+        router=Softmax(renormalise=True),
+        balance=(SwitchLoss(),),
+    )
+    roles = default_roles()
+    # Vectors looked up by token see few gradients each; the router must not outrun its experts.
+    roles["embedding"] = dataclasses.replace(roles["embedding"], lr=40.0)
+    roles["router"] = dataclasses.replace(roles["router"], lr=0.1)
+    return Run(
+        name="pico",
+        model=ModelConfig(width=64, layers=4 * (PreNorm(mixer, moe),), ends=(HiddenZ(),)),
+        data=DataConfig(path="python:torch"),
+        optim=OptimConfig(
+            lr=0.008,
+            weight_decay=0.1,
+            clip=1.0,
+            schedule=WSD(warmup="2%", decay="50%"),
+            roles=roles,
+        ),
+        steps=3600,
+        batch=8,
+        sequence_length=512,
+        vocab=1024,
+    )
