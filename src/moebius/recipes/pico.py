@@ -1,9 +1,8 @@
-"""The pico: a MoE so small that it sees thirty tokens for each active parameter in minutes.
+"""The pico: a MoE so small that it sees forty tokens for each active parameter in minutes.
 
-Qwen3-MoE's parts (GQA with normed heads, renormalised softmax, no shared expert) at width 64, on
-the source of the installed torch, which is the same for everybody and large enough not to be read
-twice. It is where a MoE is compared with its dense twin by the clock (`moebius lab race pico`): a
-wider one is starved of tokens on a CPU, and then capacity, all that a MoE adds, is worth nothing.
+Qwen3-MoE's parts (GQA with normed heads, renormalised softmax, no shared expert) at width 64, with
+Muon for matrices and experts, on the source of the installed torch: enough text not to be read
+twice, the same for everybody. `moebius lab race pico` compares it with its dense twin by the clock.
 """
 
 import dataclasses
