@@ -18,7 +18,7 @@ from pathlib import Path
 PYTHON = "python:"
 LIBRARY = "python:stdlib"
 HUB = "hf:"
-LIBRARY_EXCLUDED = frozenset(
+PYTHON_EXCLUDED = frozenset(
     ["test", "tests", "idle_test", "pydoc_data", "site-packages", "__pycache__"]
 )
 PROSE = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc")
@@ -199,7 +199,7 @@ def _python(name: str) -> Corpus:
     root = _package(name)
     files = []
     for folder, names, files_here in os.walk(root):
-        names[:] = sorted(set(names) - LIBRARY_EXCLUDED)
+        names[:] = sorted(set(names) - PYTHON_EXCLUDED)
         paths = [Path(folder, file) for file in sorted(files_here) if file.endswith(".py")]
         files += [_file(path.relative_to(root).as_posix(), path) for path in paths]
     readable = tuple(file for file in files if file is not None)

@@ -8,7 +8,7 @@ import dataclasses
 
 from moebius.data.config import DataConfig
 from moebius.model.lm import ModelConfig
-from moebius.optim.optimizer import OptimConfig
+from moebius.optim.optimizer import OptimConfig, Role
 from moebius.optim.roles import default_roles
 from moebius.optim.schedules import Schedule
 from moebius.optim.schedules.wsd import WSD
@@ -63,13 +63,21 @@ def small(
     )
 
 
-def _optim(
-    lr: float, embedding_lr: float, schedule: Schedule, expert_lr: float, head_lr: float
-) -> OptimConfig:
+def roles_of(
+    embedding_lr: float, *, router_lr: float = 0.03, expert_lr: float = 1.0, head_lr: float = 1.0
+) -> dict[str, Role]:
+    """A rule for every role; multiples of the rate for what is looked up and what routes."""
     roles = default_roles(expert_lr=expert_lr)
     # A tied matrix is a head that is looked up as well, and needs more than one that is not.
     roles["head"] = dataclasses.replace(roles["head"], lr=head_lr)
     # Vectors looked up by token see few gradients each; the router must not outrun its controller.
     roles["embedding"] = dataclasses.replace(roles["embedding"], lr=embedding_lr)
-    roles["router"] = dataclasses.replace(roles["router"], lr=0.03)
+    roles["router"] = dataclasses.replace(roles["router"], lr=router_lr)
+    return roles
+
+
+def _optim(
+    lr: float, embedding_lr: float, schedule: Schedule, expert_lr: float, head_lr: float
+) -> OptimConfig:
+    roles = roles_of(embedding_lr, expert_lr=expert_lr, head_lr=head_lr)
     return OptimConfig(lr=lr, weight_decay=0.1, clip=1.0, schedule=schedule, roles=roles)

@@ -5,8 +5,6 @@ Muon for matrices and experts, on the source of the installed torch: enough text
 twice, the same for everybody. `moebius lab race pico` compares it with its dense twin by the clock.
 """
 
-import dataclasses
-
 from moebius.data.config import DataConfig
 from moebius.model.block.prenorm import PreNorm
 from moebius.model.ends.hidden_z import HiddenZ
@@ -16,8 +14,8 @@ from moebius.model.ffn.routers.softmax import Softmax
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.gqa import GQA
 from moebius.optim.optimizer import OptimConfig
-from moebius.optim.roles import default_roles
 from moebius.optim.schedules.wsd import WSD
+from moebius.recipes.kin import roles_of
 from moebius.train.run import Run
 
 
@@ -31,10 +29,6 @@ def pico() -> Run:
         router=Softmax(renormalise=True),
         balance=(SwitchLoss(),),
     )
-    roles = default_roles()
-    # Vectors looked up by token see few gradients each; the router must not outrun its experts.
-    roles["embedding"] = dataclasses.replace(roles["embedding"], lr=40.0)
-    roles["router"] = dataclasses.replace(roles["router"], lr=0.1)
     return Run(
         name="pico",
         model=ModelConfig(width=64, layers=4 * (PreNorm(mixer, moe),), ends=(HiddenZ(),)),
@@ -44,7 +38,7 @@ def pico() -> Run:
             weight_decay=0.1,
             clip=1.0,
             schedule=WSD(warmup="2%", decay="50%"),
-            roles=roles,
+            roles=roles_of(40.0, router_lr=0.1),
         ),
         steps=3600,
         batch=8,

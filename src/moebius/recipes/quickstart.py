@@ -5,8 +5,6 @@ budget controller; hidden z-loss; Muon for the matrices that every token uses, A
 Newton-Schulz over all experts would take a quarter of the step and learns no faster here.
 """
 
-import dataclasses
-
 from moebius.data.config import DataConfig
 from moebius.model.block.scmoe import ScMoE
 from moebius.model.ends.hidden_z import HiddenZ
@@ -17,9 +15,9 @@ from moebius.model.ffn.moe import MoE
 from moebius.model.lm import ModelConfig
 from moebius.model.mixers.mla import MLA
 from moebius.optim.optimizer import OptimConfig, Role
-from moebius.optim.roles import default_roles
 from moebius.optim.rules.adamw import AdamW
 from moebius.optim.schedules.wsd import WSD
+from moebius.recipes.kin import roles_of
 from moebius.train.run import Run
 
 # In so short a run scores drift all the way: the mean, which holds the budget, must follow fast; a
@@ -49,11 +47,8 @@ def quickstart() -> Run:
         balance=(BUDGET, GroupLoss()),
     )
     layer = ScMoE(mixer=mixer, dense=Dense(512), moe=moe)
-    roles = default_roles()
+    roles = roles_of(40.0)
     roles["expert"] = Role(AdamW(), lr=0.7)
-    # Vectors looked up by token see few gradients each; the router must not outrun its controller.
-    roles["embedding"] = dataclasses.replace(roles["embedding"], lr=40.0)
-    roles["router"] = dataclasses.replace(roles["router"], lr=0.03)
     return Run(
         name="quickstart",
         model=ModelConfig(width=256, layers=2 * (layer,), ends=(HiddenZ(),)),
